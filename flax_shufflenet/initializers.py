@@ -1,0 +1,45 @@
+"""The PyTorch seed's initial weight distributions.
+
+XLA needs about 0.2 s to compile a random draw, once for each shape, and a net has some 25 shapes. So normal
+numbers are drawn in chunks of one shape and cut to size, which keeps building a net near one second.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+_CHUNK = 1 << 16
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _normal_chunk(key: Key[Array, ""], index: int, dtype: jnp.dtype) -> Float[Array, " chunk"]:
+    return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,), dtype)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _cut(chunks: list[Float[Array, " chunk"]], std: float, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    return std * jnp.concatenate(chunks)[: math.prod(shape)].reshape(shape)
+
+
+def normal(key: Key[Array, ""], shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> Float[Array, "..."]:
+    """Independent normal numbers with mean 0."""
+    count = -(-math.prod(shape) // _CHUNK)
+    return _cut([_normal_chunk(key, index, dtype) for index in range(count)], std, shape)
+
+
+def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "kh kw cin cout"]:
+    """``torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`` of an HWIO kernel, not truncated.
+
+    As in PyTorch, the fan-out of a grouped kernel counts all its output channels.
+    """
+    height, width, _, out_channels = shape
+    return normal(key, shape, math.sqrt(2 / (height * width * out_channels)), dtype)
+
+
+def constant(value: float, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+    """``value`` everywhere, made by NumPy: XLA would compile one program for each shape."""
+    return jnp.asarray(np.full(shape, value, dtype))

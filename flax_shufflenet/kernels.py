@@ -1,0 +1,267 @@
+"""Convolutions of ShuffleNetV2, computed the way each platform is fast at.
+
+``conv2d`` is the only door. GPU and TPU lower to XLA's own convolution. XLA's CPU backend has no fast
+path for depthwise convolutions, for three input channels, or for the kernel gradient of a 1x1
+convolution, so on CPU these three are written out as shifted slices and matrix products. Which of the two
+runs is decided when the program is lowered for a platform, so one traced function serves all.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Images = Float[Array, "n h w c"]
+Kernel = Float[Array, "kh kw cin cout"]
+
+# Parts that the kernel gradient of a 1x1 convolution is summed in on CPU; see _pointwise_kernel_gradient.
+_ROW_BLOCKS = 4
+
+# Up to this many input channels, one fusion of scalar-times-vector products beats XLA's convolution on CPU.
+_FEW_CHANNELS = 4
+
+
+@partial(jax.jit, static_argnames=("stride", "groups"))
+def conv2d(x: Images, kernel: Kernel, *, stride: int = 1, groups: int = 1) -> Float[Array, "n oh ow cout"]:
+    """PyTorch's ``conv2d`` with ``padding=(k - 1) // 2``, in NHWC, without bias.
+
+    ``x`` and ``kernel`` have one float dtype, which is the result's; bfloat16 accumulates in float32.
+    ``kernel`` is HWIO with ``cin = c / groups``; kernels are square with an odd side. Differentiable in
+    reverse mode.
+    """
+    return _conv2d(x, kernel, stride, groups)
+
+
+class _Formulation(NamedTuple):
+    """A convolution and its two gradients, as functions of (x, kernel, [dy,] stride)."""
+
+    forward: Callable
+    input_gradient: Callable
+    kernel_gradient: Callable
+
+
+def _cpu_formulation(x, kernel, stride, groups) -> _Formulation | None:
+    if groups == 1 and kernel.shape[:2] == (1, 1) and stride == 1:
+        return _Formulation(_pointwise, _pointwise_input_gradient, _pointwise_kernel_gradient)
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return _Formulation(_depthwise, _depthwise_input_gradient, _depthwise_kernel_gradient)
+    if groups == 1 and x.shape[-1] <= _FEW_CHANNELS:
+        return _Formulation(_few_channels, _few_channels_input_gradient, _few_channels_kernel_gradient)
+    return None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x, kernel, stride, groups):
+    native = partial(_native_conv, stride=stride, groups=groups)
+    on_cpu = _cpu_formulation(x, kernel, stride, groups)
+    if on_cpu is None:
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=partial(on_cpu.forward, stride=stride), default=native)
+
+
+def _conv2d_forward(x, kernel, stride, groups):
+    return _conv2d(x, kernel, stride, groups), (x, kernel)
+
+
+def _conv2d_backward(stride, groups, residuals, dy):
+    x, kernel = residuals
+    on_cpu = _cpu_formulation(x, kernel, stride, groups)
+
+    def native_gradients(x, kernel, dy):
+        return jax.vjp(partial(_native_conv, stride=stride, groups=groups), x, kernel)[1](dy)
+
+    if on_cpu is None:
+        return native_gradients(x, kernel, dy)
+
+    def cpu_gradients(x, kernel, dy):
+        return (
+            on_cpu.input_gradient(x, kernel, dy, stride=stride),
+            on_cpu.kernel_gradient(x, kernel, dy, stride=stride),
+        )
+
+    return lax.platform_dependent(x, kernel, dy, cpu=cpu_gradients, default=native_gradients)
+
+
+_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def _native_conv(x, kernel, *, stride, groups):
+    # Explicit padding: "SAME" pads (0, 1) where PyTorch pads (1, 1) at stride 2 on even sizes.
+    pad = (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """Sums of bfloat16 products are kept in float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# --- pointwise: a matrix product over the last axis
+
+
+def _pointwise(x, kernel, *, stride=1):
+    return jnp.dot(x, kernel[0, 0], preferred_element_type=_accumulator(x.dtype)).astype(x.dtype)
+
+
+def _pointwise_input_gradient(x, kernel, dy, *, stride=1):
+    return _pointwise(dy, kernel.swapaxes(2, 3))
+
+
+def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
+    # Few columns and very many rows is the shape XLA's CPU matrix product is slowest at; a batch of
+    # shorter products runs 5 times faster.
+    rows = dy.size // dy.shape[-1]
+    blocks = _ROW_BLOCKS if rows % _ROW_BLOCKS == 0 else 1
+    x = x.reshape(blocks, rows // blocks, x.shape[-1])
+    dy = dy.reshape(blocks, rows // blocks, dy.shape[-1])
+    products = jnp.einsum("bri,bro->bio", x, dy, preferred_element_type=_accumulator(dy.dtype))
+    return products.sum(0).astype(kernel.dtype)[None, None]
+
+
+# --- depthwise: k*k shifted slices ("taps"), each times one vector of channels
+
+
+def _pad_same(x, kernel):
+    pad = (kernel.shape[0] - 1) // 2
+    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+
+def _taps(padded, kernel, stride, out_height, out_width):
+    """For each kernel position: the padded image's slice that this position is multiplied with."""
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            rows = slice(i, i + (out_height - 1) * stride + 1, stride)
+            columns = slice(j, j + (out_width - 1) * stride + 1, stride)
+            yield (i, j), padded[:, rows, columns, :]
+
+
+def _output_size(x, stride):
+    return tuple((size - 1) // stride + 1 for size in x.shape[1:3])
+
+
+def _depthwise(x, kernel, *, stride):
+    wide = kernel.astype(_accumulator(kernel.dtype))
+    taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
+    return sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
+
+
+def _depthwise_input_gradient(x, kernel, dy, *, stride):
+    flipped = kernel[::-1, ::-1]
+    if stride == 1:
+        return _depthwise(dy, flipped, stride=1)
+    # Input row r receives output row o through kernel row i = r + pad - stride * o: rows of one residue
+    # modulo the stride always meet the same kernel rows, so each residue is a small dense gather of dy,
+    # and the residues are interleaved. A scatter into zeros would be several times slower.
+    side, pad = kernel.shape[0], (kernel.shape[0] - 1) // 2
+    height, width = x.shape[1:3]
+    margin = side  # more than any tap reaches beyond dy
+    padded = jnp.pad(dy, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    wide = kernel.astype(_accumulator(kernel.dtype))
+    out_height, out_width = (-(-height // stride), -(-width // stride))
+
+    def residue(row, column):
+        terms = [
+            padded[
+                :,
+                margin + (row + pad - i) // stride : margin + (row + pad - i) // stride + out_height,
+                margin + (column + pad - j) // stride : margin + (column + pad - j) // stride + out_width,
+                :,
+            ]
+            * wide[i, j, 0]
+            for i in range(side)
+            if (row + pad - i) % stride == 0
+            for j in range(side)
+            if (column + pad - j) % stride == 0
+        ]
+        return sum(terms[1:], terms[0]).astype(dy.dtype)
+
+    rows = [jnp.stack([residue(r, c) for c in range(stride)], axis=3) for r in range(stride)]
+    dx = jnp.stack(rows, axis=2)  # [n, out_height, stride, out_width, stride, c]
+    n, c = dy.shape[0], dy.shape[-1]
+    return dx.reshape(n, out_height * stride, out_width * stride, c)[:, :height, :width]
+
+
+def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
+    wide = dy.astype(_accumulator(dy.dtype))
+    taps = _taps(_pad_same(x, kernel), kernel, stride, *dy.shape[1:3])
+    sums = [jnp.sum(tap * wide, axis=(0, 1, 2)) for _, tap in taps]
+    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+# --- few input channels (the stem): every input value times one vector of output channels
+
+
+def _few_channels(x, kernel, *, stride):
+    wide = kernel.astype(_accumulator(kernel.dtype))
+    taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
+    products = [tap[..., c, None] * wide[i, j, c] for (i, j), tap in taps for c in range(x.shape[-1])]
+    return sum(products[1:], products[0]).astype(x.dtype)
+
+
+def _few_channels_input_gradient(x, kernel, dy, *, stride):
+    # Wanted only for gradients with respect to images; XLA drops it from a train step.
+    return jax.vjp(lambda x: _native_conv(x, kernel, stride=stride, groups=1), x)[1](dy)[0]
+
+
+def _few_channels_kernel_gradient(x, kernel, dy, *, stride):
+    taps = _taps(_pad_same(x, kernel), kernel, stride, *dy.shape[1:3])
+    patches = jnp.concatenate([tap for _, tap in taps], axis=-1)
+    return _pointwise_kernel_gradient(patches, kernel, dy).reshape(kernel.shape)
+
+
+# --- batch normalisation by the batch's own statistics
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(
+    x: Images, scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
+) -> tuple[Images, Float[Array, " c"], Float[Array, " c"]]:
+    """``x`` normalised over n, h and w, and the mean and biased variance it was normalised with.
+
+    Two passes, since E[x^2] - E[x]^2 cancels: at a mean of 10,000 standard deviations it is wrong by a
+    factor. Statistics are computed in the dtype of ``scale``; the result has the dtype of ``x``.
+    """
+    y, mean, var, _ = _normalise(x, scale, bias, epsilon)
+    return y, mean, var
+
+
+def _normalise(x, scale, bias, epsilon):
+    wide = x.astype(scale.dtype)
+    mean = jnp.mean(wide, (0, 1, 2))
+    var = jnp.mean(jnp.square(wide - mean), (0, 1, 2))
+    inverse_std = lax.rsqrt(var + epsilon)
+    y = ((wide - mean) * (scale * inverse_std) + bias).astype(x.dtype)
+    return y, mean, var, inverse_std
+
+
+def _batch_norm_forward(x, scale, bias, epsilon):
+    y, mean, var, inverse_std = _normalise(x, scale, bias, epsilon)
+    return (y, mean, var), (x, scale, mean, inverse_std)
+
+
+def _batch_norm_backward(epsilon, residuals, cotangents):
+    # Ioffe and Szegedy 2015, section 3, with the sums over the batch gathered into one pass.
+    x, scale, mean, inverse_std = residuals
+    dy, dmean, dvar = cotangents
+    count = x.size // x.shape[-1]
+    wide_dy, centred = dy.astype(scale.dtype), x.astype(scale.dtype) - mean
+    dbias = jnp.sum(wide_dy, (0, 1, 2))
+    dscale = jnp.sum(wide_dy * centred, (0, 1, 2)) * inverse_std
+    per_centred = (2 * dvar - scale * jnp.square(inverse_std) * dscale) / count
+    per_value = (dmean - scale * inverse_std * dbias) / count
+    dx = wide_dy * (scale * inverse_std) + centred * per_centred + per_value
+    return dx.astype(x.dtype), dscale, dbias
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

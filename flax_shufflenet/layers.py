@@ -1,0 +1,134 @@
+"""Convolution, batch normalisation and linear layers with PyTorch's semantics, in NHWC."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flax_shufflenet import initializers, kernels
+
+
+class Conv(nnx.Module):
+    """``torch.nn.Conv2d(bias=False, padding=(kernel_size - 1) // 2)``; its kernel is HWIO.
+
+    ``dtype`` is what it computes in; the kernel is kept in ``param_dtype``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+        self.kernel = nnx.Param(initializers.kaiming_normal(rngs.params(), shape, param_dtype))
+        self.stride = stride
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow cout"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        return kernels.conv2d(x.astype(self.dtype), kernel, stride=self.stride, groups=self.groups)
+
+
+class BatchNorm(nnx.Module):
+    """``torch.nn.BatchNorm2d`` over the last axis.
+
+    Three things differ from ``flax.nnx.BatchNorm``: the running variance is the unbiased one
+    (n / (n - 1)), the batch variance is computed in two passes, and batches are counted. Statistics and
+    parameters stay in ``param_dtype``; the result has the input's dtype.
+    """
+
+    momentum = 0.1
+    epsilon = 1e-5
+
+    def __init__(self, channels: int, *, param_dtype: jnp.dtype) -> None:
+        constant = initializers.constant
+        self.scale = nnx.Param(constant(1, (channels,), param_dtype))
+        self.bias = nnx.Param(constant(0, (channels,), param_dtype))
+        self.mean = nnx.BatchStat(constant(0, (channels,), param_dtype))
+        self.var = nnx.BatchStat(constant(1, (channels,), param_dtype))
+        self.num_batches_tracked = nnx.BatchStat(constant(0, (), jnp.int32))
+        self.use_running_average = False
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Normalises with the batch's statistics in train mode, with the running ones in eval mode.
+
+        Raises:
+            ValueError: one value per channel in train mode (as PyTorch does: its variance is undefined).
+        """
+        scale, bias = self.scale[...], self.bias[...]
+        if self.use_running_average:
+            factor = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            return ((x.astype(scale.dtype) - self.mean[...]) * factor + bias).astype(x.dtype)
+        count = x.size // x.shape[-1]
+        if count < 2:
+            raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
+        y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon)
+        self._track(mean, var * (count / (count - 1)))
+        return y
+
+    def _track(self, mean: Float[Array, " c"], unbiased_var: Float[Array, " c"]) -> None:
+        mean, unbiased_var = jax.lax.stop_gradient((mean, unbiased_var))
+        self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
+        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * unbiased_var
+        self.num_batches_tracked[...] += 1
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Lets ``nnx.view(model, use_running_average=...)`` switch this layer."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class ConvBN(nnx.Module):
+    """Convolution, batch normalisation and, where asked for, ReLU: the unit that every block is made of."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        relu: bool = False,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv = Conv(
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            groups=groups,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.bn = BatchNorm(out_channels, param_dtype=param_dtype)
+        self.relu = relu
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow cout"]:
+        x = self.bn(self.conv(x))
+        return jax.nn.relu(x) if self.relu else x
+
+
+class Linear(nnx.Module):
+    """``torch.nn.Linear`` with a kernel of [in, out]; computes in ``dtype``."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        self.kernel = nnx.Param(initializers.normal(rngs.params(), (in_features, out_features), 0.01, param_dtype))
+        self.bias = nnx.Param(initializers.constant(0, (out_features,), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n out"]:
+        return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)

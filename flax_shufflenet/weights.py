@@ -1,0 +1,135 @@
+"""Saving and loading a net: one safetensors file with the weights, and the architecture in its metadata."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+from jaxtyping import Array
+from safetensors import SafetensorError, safe_open
+
+from flax_shufflenet.architecture import Architecture
+from flax_shufflenet.model import ShuffleNetV2
+
+_ARCHITECTURE = "architecture"
+
+
+def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
+    """Every parameter and batch statistic under its path, such as ``stages.0.1.branch.0.conv.kernel``."""
+    paths = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): variable[...] for path, variable in paths}
+
+
+def from_arrays(
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: jnp.dtype = jnp.float32
+) -> ShuffleNetV2:
+    """A net in eval mode, with these arrays under the names of ``flat_arrays``.
+
+    Raises:
+        ValueError: a missing or unknown name, or a shape or dtype that the net does not have there; the message
+            lists them.
+    """
+    abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, dtype=dtype, rngs=nnx.Rngs(0)))
+    expected = flat_arrays(abstract)
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    problems += [f"{name} is not part of this net" for name in arrays if name not in expected]
+    for name in expected.keys() & arrays.keys():
+        want, got = expected[name], arrays[name]
+        if (got.shape, got.dtype) != (want.shape, want.dtype):
+            problems.append(f"{name} is {got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError("; ".join(problems[:3]) + more)
+
+    graph, state = nnx.split(abstract)
+    flat = nnx.to_flat_state(state)
+    filled = [(path, variable.replace(jnp.asarray(arrays[".".join(map(str, path))]))) for path, variable in flat]
+    model = nnx.merge(graph, nnx.from_flat_state(filled))
+    model.eval()
+    return model
+
+
+def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a net's weights, statistics and architecture to one safetensors file, whole or not at all.
+
+    ``metadata`` is kept in the file beside the architecture; ``read_metadata`` gives it back.
+    """
+    path = Path(path)
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+    header = {**(metadata or {}), _ARCHITECTURE: model.architecture.to_json()}
+    data = safetensors.numpy.save(arrays, header)
+    write_whole(path, data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes beside ``path`` and renames, so that no reader ever sees half a file.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full; nothing is left behind.
+    """
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+def load(path: str | os.PathLike[str], *, dtype: jnp.dtype | None = None) -> ShuffleNetV2:
+    """The net that ``save`` wrote, in eval mode.
+
+    ``dtype`` is what it computes in; by default float32, or float64 where the file's weights are float64.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not one that ``save`` wrote, or holds another dtype; the message names it.
+    """
+    architecture, arrays = _read(path)
+    stored = {array.dtype for array in arrays.values() if array.dtype.kind == "f"}
+    if dtype is None:
+        dtype = jnp.dtype(jnp.float64 if stored == {np.dtype(np.float64)} else jnp.float32)
+    try:
+        return from_arrays(architecture, arrays, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text that was saved beside the weights, the architecture's JSON included.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not one that ``save`` wrote.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    if _ARCHITECTURE not in metadata:
+        raise ValueError(f"{path}: a safetensors file, but not one that flax_shufflenet.save wrote (no architecture)")
+    return metadata
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Architecture, dict[str, np.ndarray]]:
+    text = read_metadata(path)[_ARCHITECTURE]
+    try:
+        architecture = Architecture.from_json(text)
+    except (ValueError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its architecture cannot be read: {error}") from None
+    return architecture, safetensors.numpy.load_file(path)
