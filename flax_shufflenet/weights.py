@@ -23,7 +23,7 @@ _ARCHITECTURE = "architecture"
 def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """Every parameter and batch statistic under its path, such as ``stages.0.1.branch.0.conv.kernel``."""
     paths = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    return {".".join(map(str, path)): variable[...] for path, variable in paths}
+    return {".".join(map(str, path)): variable.get_value() for path, variable in paths}
 
 
 def from_arrays(
