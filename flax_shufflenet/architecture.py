@@ -2,39 +2,80 @@
 
 import dataclasses
 import json
-from typing import Self
+from typing import Any, Literal, Self, get_args
 
-STAGE_BLOCKS = (3, 7, 3)
-
-# 224 at size 2.0 is what the PyTorch seed has; the paper's own net has 244 there.
-SEED_WIDTHS = {
+# 224 at size 2.0 is a copied typo for 244, the paper's width, but it is what the seed and some others have.
+_WIDTHS = {
     0.5: ((48, 96, 192), 1024),
     1.0: ((116, 232, 464), 1024),
     1.5: ((176, 352, 704), 1024),
-    2.0: ((224, 488, 976), 2048),
+    2.0: ((244, 488, 976), 2048),
 }
+_WIDTHS_224 = {**_WIDTHS, 2.0: ((224, 488, 976), 2048)}
+
+_IMAGENET_STEM = {"stem_stride": 2, "stem_pool": True}
+
+# What each family of implementations computes, as differences from the seed.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "seed": {"down_relu": False},
+    "kuangliu": {"pool_size": 4},
+    "chenyaofo": {},
+    "torchvision": {"num_classes": 1000, **_IMAGENET_STEM},
+    "weiaicunzai": {"num_classes": 100, "stem_relu": False, "conv_bias": True, "down_middle": "input"},
+    "megvii": {
+        "num_classes": 1000,
+        "down_left": "input",
+        "shuffle": "before",
+        "pool_size": 7,
+        "head_bias": False,
+        **_IMAGENET_STEM,
+    },
+    "ericsun99": {"num_classes": 1000, "pool_size": 7, **_IMAGENET_STEM},
+    "mmpretrain": {"num_classes": 1000, **_IMAGENET_STEM},
+}
+FAMILIES = tuple(_FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Every choice that shapes a ShuffleNetV2 and cannot be read off an array's values.
-
-    Widths are channels. Stage ``s`` is one stride-2 down block followed by ``stage_blocks[s]``
-    stride-1 basic blocks, all ``stage_widths[s]`` wide (Ma et al. 2018, table 5).
-    ``split_ratio`` is the share of channels, rounded down, that a basic block passes on untouched
-    (the paper's c'/c = 0.5). ``shuffle_groups`` is the number of groups of the channel shuffle.
+    """Every choice that shapes a ShuffleNetV2 (Ma et al. 2018), and the differences between its families.
 
     Raises:
         ValueError: a width, count or ratio with which the net cannot be built; the message says which.
     """
 
     stage_widths: tuple[int, ...]
-    stage_blocks: tuple[int, ...] = STAGE_BLOCKS
+    """Channels of each stage."""
+    stage_blocks: tuple[int, ...] = (3, 7, 3)
+    """Stride-1 basic blocks in each stage, after its stride-2 down block."""
     stem_width: int = 24
+    stem_stride: int = 1
+    stem_pool: bool = False
+    """A 3x3 max-pool of stride 2 after the stem, as for ImageNet."""
+    stem_relu: bool = True
     last_width: int = 1024
+    """Channels of the last 1x1 convolution, which are the features."""
     num_classes: int = 10
+    """0 for a backbone, which returns the pooled features."""
     split_ratio: float = 0.5
+    """Share of the channels, rounded down, that a basic block passes on untouched (the paper's c'/c)."""
     shuffle_groups: int = 2
+    shuffle: Literal["after", "before"] = "after"
+    """"after": each block shuffles its result. "before": each basic block takes its own input apart, the even
+    channels passing and the odd ones going through the branch (the paper authors' code)."""
+    down_relu: bool = True
+    """ReLUs after the 1x1 convolutions of down blocks; the seed has none."""
+    down_left: Literal["half", "input"] = "half"
+    """Width of a down block's left branch: half the stage's, or its input's; the right one has the rest."""
+    down_middle: Literal["half", "input"] = "half"
+    """Width inside a down block's right branch."""
+    conv_bias: bool = False
+    """Convolutions carry a bias, which the batch normalisation after them takes out again in training."""
+    pool_size: int = 0
+    """0: global average pooling. Otherwise the window of the last average pooling, which must leave one value."""
+    dropout: float = 0.0
+    """Share of the features that is dropped before the classifier in train mode."""
+    head_bias: bool = True
 
     def __post_init__(self) -> None:
         if len(self.stage_widths) != len(self.stage_blocks) or not self.stage_widths:
@@ -42,11 +83,25 @@ class Architecture:
                 f"stage_widths {self.stage_widths} and stage_blocks {self.stage_blocks} "
                 "must have the same number of stages, at least one"
             )
-        for name in ("stem_width", "last_width", "num_classes", "shuffle_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in {
+            "stem_width": 1,
+            "stem_stride": 1,
+            "last_width": 1,
+            "num_classes": 0,
+            "shuffle_groups": 1,
+            "pool_size": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if min(self.stage_blocks) < 0:
             raise ValueError(f"stage_blocks must not be negative: {self.stage_blocks}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.shuffle == "before" and (self.split_ratio, self.shuffle_groups) != (0.5, 2):
+            raise ValueError(
+                "a shuffle before the block takes even and odd channels: split_ratio 0.5, shuffle_groups 2"
+            )
+        width_before = self.stem_width
         for width, blocks in zip(self.stage_widths, self.stage_blocks, strict=True):
             if width < 2 or width % 2:
                 raise ValueError(f"a stage width must be even, its two halves are concatenated: {width}")
@@ -54,6 +109,9 @@ class Architecture:
                 raise ValueError(f"stage width {width} is not divisible by shuffle_groups {self.shuffle_groups}")
             if blocks and not 0 < self.passed_width(width) < width:
                 raise ValueError(f"split_ratio {self.split_ratio} leaves one half of {width} channels empty")
+            if self.down_left == "input" and width <= width_before:
+                raise ValueError(f"stage width {width} leaves nothing beside a left branch of {width_before}")
+            width_before = width
 
     def passed_width(self, width: int) -> int:
         """Channels, of ``width``, that a basic block passes on untouched."""
@@ -71,17 +129,66 @@ class Architecture:
             ValueError: not JSON, unknown or missing fields, values of another type, or an impossible net.
         """
         fields = json.loads(text)
-        known = {field.name: field.type for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != set(known):
-            raise ValueError(f"an architecture has the fields {', '.join(known)}")
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) != set(types):
+            raise ValueError(f"an architecture has the fields {', '.join(types)}")
         for name, value in fields.items():
-            if known[name] == tuple[int, ...]:
+            if types[name] == tuple[int, ...]:
                 if not isinstance(value, list) or not all(type(item) is int for item in value):
                     raise ValueError(f"{name} must be a list of integers, not {value!r}")
                 fields[name] = tuple(value)
-            elif type(value) is not known[name]:
-                raise ValueError(f"{name} must be {known[name]}, not {value!r}")
+            elif choices := get_args(types[name]):
+                if value not in choices:
+                    raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+            elif type(value) is not types[name]:
+                raise ValueError(f"{name} must be {types[name].__name__}, not {value!r}")
         return cls(**fields)
+
+
+def family_fields(family: str) -> dict[str, Any]:
+    """The fields that say what a family's nets compute, whatever their widths, depths and classes.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if family not in _FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family}")
+    defaults = {
+        name: Architecture.__dataclass_fields__[name].default
+        for name in (
+            "stem_stride",
+            "stem_pool",
+            "stem_relu",
+            "shuffle",
+            "down_relu",
+            "down_left",
+            "down_middle",
+            "conv_bias",
+            "pool_size",
+            "head_bias",
+        )
+    }
+    return {**defaults, **{name: value for name, value in _FAMILIES[family].items() if name != "num_classes"}}
+
+
+def preset(family: str, net_size: float = 1.0, num_classes: int | None = None) -> Architecture:
+    """The net of one family and size: ``seed``, ``kuangliu``, ``chenyaofo``, ``torchvision``, ``weiaicunzai``,
+    ``megvii``, ``ericsun99`` or ``mmpretrain``, with the family's own class count unless given.
+
+    Raises:
+        ValueError: an unknown family, or ``net_size`` is not 0.5, 1.0, 1.5 or 2.0.
+    """
+    fields = family_fields(family)
+    table = _WIDTHS_224 if family in ("seed", "kuangliu", "ericsun99") else _WIDTHS
+    if net_size not in table:
+        raise ValueError(f"net_size must be one of {', '.join(map(str, table))}, not {net_size}")
+    stage_widths, last_width = table[net_size]
+    if num_classes is None:
+        num_classes = _FAMILIES[family].get("num_classes", 10)
+    dropout = 0.2 if family == "megvii" and net_size == 2.0 else 0.0
+    return Architecture(
+        stage_widths=stage_widths, last_width=last_width, num_classes=num_classes, dropout=dropout, **fields
+    )
 
 
 def seed(net_size: float = 1.0, num_classes: int = 10) -> Architecture:
@@ -90,7 +197,4 @@ def seed(net_size: float = 1.0, num_classes: int = 10) -> Architecture:
     Raises:
         ValueError: ``net_size`` is not 0.5, 1.0, 1.5 or 2.0.
     """
-    if net_size not in SEED_WIDTHS:
-        raise ValueError(f"net_size must be one of {', '.join(map(str, SEED_WIDTHS))}, not {net_size}")
-    stage_widths, last_width = SEED_WIDTHS[net_size]
-    return Architecture(stage_widths=stage_widths, last_width=last_width, num_classes=num_classes)
+    return preset("seed", net_size, num_classes)

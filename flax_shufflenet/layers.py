@@ -9,7 +9,7 @@ from flax_shufflenet import initializers, kernels
 
 
 class Conv(nnx.Module):
-    """``torch.nn.Conv2d(bias=False, padding=(kernel_size - 1) // 2)``; its kernel is HWIO.
+    """``torch.nn.Conv2d(padding=(kernel_size - 1) // 2)``; its kernel is HWIO.
 
     ``dtype`` is what it computes in; the kernel is kept in ``param_dtype``.
     """
@@ -22,19 +22,22 @@ class Conv(nnx.Module):
         kernel_size: int,
         stride: int = 1,
         groups: int = 1,
+        bias: bool = False,
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
         self.kernel = nnx.Param(initializers.kaiming_normal(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(initializers.constant(0, (out_channels,), param_dtype)) if bias else None
         self.stride = stride
         self.groups = groups
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow cout"]:
         kernel = self.kernel[...].astype(self.dtype)
-        return kernels.conv2d(x.astype(self.dtype), kernel, stride=self.stride, groups=self.groups)
+        x = kernels.conv2d(x.astype(self.dtype), kernel, stride=self.stride, groups=self.groups)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -98,6 +101,7 @@ class ConvBN(nnx.Module):
         stride: int = 1,
         groups: int = 1,
         relu: bool = False,
+        conv_bias: bool = False,
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -108,6 +112,7 @@ class ConvBN(nnx.Module):
             kernel_size=kernel_size,
             stride=stride,
             groups=groups,
+            bias=conv_bias,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -124,11 +129,19 @@ class Linear(nnx.Module):
     """``torch.nn.Linear`` with a kernel of [in, out]; computes in ``dtype``."""
 
     def __init__(
-        self, in_features: int, out_features: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ) -> None:
         self.kernel = nnx.Param(initializers.normal(rngs.params(), (in_features, out_features), 0.01, param_dtype))
-        self.bias = nnx.Param(initializers.constant(0, (out_features,), param_dtype))
+        self.bias = nnx.Param(initializers.constant(0, (out_features,), param_dtype)) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n out"]:
-        return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        x = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)

@@ -42,6 +42,7 @@ class BasicBlock(nnx.Module):
     def __init__(self, channels: int, architecture: Architecture, **options) -> None:
         self.passed = architecture.passed_width(channels)
         self.groups = architecture.shuffle_groups
+        self.shuffle = architecture.shuffle
         width = channels - self.passed
         self.branch = nnx.List(
             [
@@ -52,36 +53,45 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
+        if self.shuffle == "before":
+            # The inverse of interleaving g runs is interleaving c / g runs: even channels first, then odd.
+            x = channel_shuffle(x, x.shape[-1] // self.groups)
         passed, x = channel_split(x, self.passed)
         x = jnp.concatenate([passed, _chain(self.branch, x)], axis=-1)
-        return channel_shuffle(x, self.groups)
+        return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
 
 
 class DownBlock(nnx.Module):
-    """Stride 2: all channels go through both branches, which together set the width (figure 3d).
-
-    The paper has ReLUs after the 1x1 convolutions here; the PyTorch seed has none.
-    """
+    """Stride 2: all channels go through both branches, which together set the width (figure 3d)."""
 
     def __init__(self, in_channels: int, out_channels: int, architecture: Architecture, **options) -> None:
         half = out_channels // 2
+        left = in_channels if architecture.down_left == "input" else half
+        middle = in_channels if architecture.down_middle == "input" else half
+        relu = architecture.down_relu
         self.groups = architecture.shuffle_groups
-        self.left = nnx.List([_depthwise(in_channels, stride=2, **options), _pointwise(in_channels, half, **options)])
+        self.shuffle = architecture.shuffle
+        self.left = nnx.List(
+            [
+                _depthwise(in_channels, stride=2, **options),
+                _pointwise(in_channels, left, relu=relu, **options),
+            ]
+        )
         self.right = nnx.List(
             [
-                _pointwise(in_channels, half, **options),
-                _depthwise(half, stride=2, **options),
-                _pointwise(half, half, **options),
+                _pointwise(in_channels, middle, relu=relu, **options),
+                _depthwise(middle, stride=2, **options),
+                _pointwise(middle, out_channels - left, relu=relu, **options),
             ]
         )
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         x = jnp.concatenate([_chain(self.left, x), _chain(self.right, x)], axis=-1)
-        return channel_shuffle(x, self.groups)
+        return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
 
 
 class ShuffleNetV2(nnx.Module):
-    """The whole net: stem, stages, a last 1x1 convolution, global average pooling and a linear classifier.
+    """The whole net: stem, stages, a last 1x1 convolution, average pooling and a linear classifier.
 
     Args:
         architecture: which net, for instance ``flax_shufflenet.seed(net_size=1.0)``.
@@ -95,12 +105,20 @@ class ShuffleNetV2(nnx.Module):
 
     def __init__(self, architecture: Architecture, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(dtype)
-        if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        if dtype == jnp.float64 and not jax.config.jax_enable_x64:
             raise ValueError("float64 needs jax.config.update('jax_enable_x64', True)")
         param_dtype = jnp.promote_types(dtype, jnp.float32)
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        linear_options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options = {**linear_options, "conv_bias": architecture.conv_bias}
         self.architecture = architecture
-        self.stem = ConvBN(3, architecture.stem_width, kernel_size=3, relu=True, **options)
+        self.stem = ConvBN(
+            3,
+            architecture.stem_width,
+            kernel_size=3,
+            stride=architecture.stem_stride,
+            relu=architecture.stem_relu,
+            **options,
+        )
         self.stages = nnx.List()
         width = architecture.stem_width
         for stage_width, blocks in zip(architecture.stage_widths, architecture.stage_blocks, strict=True):
@@ -109,19 +127,51 @@ class ShuffleNetV2(nnx.Module):
             self.stages.append(stage)
             width = stage_width
         self.last = _pointwise(width, architecture.last_width, relu=True, **options)
-        self.classifier = Linear(architecture.last_width, architecture.num_classes, **options)
+        self.dropout = nnx.Dropout(architecture.dropout)
+        if architecture.num_classes:
+            self.classifier = Linear(
+                architecture.last_width, architecture.num_classes, bias=architecture.head_bias, **linear_options
+            )
 
-    def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        """Class scores before the softmax, in the net's dtype.
+    def features(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n features"]:
+        """What the classifier sees: the last convolution's channels, averaged over the image.
 
-        ``images`` are normalised as in training, of any height and width of at least 1. In train mode
-        (``model.train()``, the mode of a new net) this also updates the running statistics.
+        Raises:
+            ValueError: the architecture pools with a window that this image size does not leave one value of.
         """
         x = self.stem(images)
+        if self.architecture.stem_pool:
+            x = _max_pool(x)
         for stage in self.stages:
             for block in stage:
                 x = block(x)
-        x = self.last(x)
-        # Averages of bfloat16 are taken in float32.
-        features = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        return self.classifier(features)
+        return _average_pool(self.last(x), self.architecture.pool_size)
+
+    def __call__(self, images: Float[Array, "n h w 3"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "n out"]:
+        """Class scores before the softmax, in the net's dtype; the features where there is no classifier.
+
+        ``images`` are normalised as in training, of any height and width of at least 1. In train mode
+        (``model.train()``, the mode of a new net) this also updates the running statistics, and a net with
+        dropout needs ``rngs``.
+        """
+        features = self.dropout(self.features(images), rngs=rngs)
+        return self.classifier(features) if self.architecture.num_classes else features
+
+
+def _max_pool(x: FeatureMap) -> FeatureMap:
+    """PyTorch's 3x3 max-pool of stride 2 with padding 1."""
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def _average_pool(x: FeatureMap, window: int) -> Float[Array, "n c"]:
+    if window:
+        if not all(window <= size < 2 * window for size in x.shape[1:3]):
+            raise ValueError(
+                f"this net averages {window}x{window} values and needs an image size that leaves one average; "
+                f"{x.shape[1]}x{x.shape[2]} values are left"
+            )
+        x = x[:, :window, :window]  # PyTorch drops the rows and columns that do not fill a window
+    # Averages of bfloat16 are taken in float32.
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
