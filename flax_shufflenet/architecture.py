@@ -141,7 +141,7 @@ class Architecture:
                 if value not in choices:
                     raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
             elif type(value) is not types[name]:
-                raise ValueError(f"{name} must be {types[name].__name__}, not {value!r}")
+                raise ValueError(f"{name} must be {types[name]}, not {value!r}")
         return cls(**fields)
 
 
@@ -183,11 +183,13 @@ def preset(family: str, net_size: float = 1.0, num_classes: int | None = None) -
     if net_size not in table:
         raise ValueError(f"net_size must be one of {', '.join(map(str, table))}, not {net_size}")
     stage_widths, last_width = table[net_size]
-    if num_classes is None:
-        num_classes = _FAMILIES[family].get("num_classes", 10)
     dropout = 0.2 if family == "megvii" and net_size == 2.0 else 0.0
     return Architecture(
-        stage_widths=stage_widths, last_width=last_width, num_classes=num_classes, dropout=dropout, **fields
+        stage_widths=stage_widths,
+        last_width=last_width,
+        num_classes=_FAMILIES[family].get("num_classes", 10) if num_classes is None else num_classes,
+        dropout=dropout,
+        **fields,
     )
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jax.tree_util import PyTreeDef
 from jaxtyping import Array
 
 
@@ -11,8 +12,8 @@ class Functional(NamedTuple):
     """A net's structure, apart from its arrays; hashable, so it may be a static argument of ``jax.jit``."""
 
     graph: nnx.GraphDef
-    parameter_tree: jax.tree_util.PyTreeDef
-    statistics_tree: jax.tree_util.PyTreeDef
+    parameter_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
+    statistics_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
 
     def model(self, parameters: list[Array], statistics: list[Array]) -> nnx.Module:
         """The module that holds these arrays, in the mode that the split one was in."""

@@ -6,8 +6,9 @@ convolution, so on CPU these three are written out as shifted slices and matrix 
 runs is decided when the program is lowered for a platform, so one traced function serves all.
 """
 
-from collections.abc import Callable
-from functools import partial
+import operator
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -107,6 +108,10 @@ def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def _sum(terms: Iterable[Array]) -> Array:
+    return reduce(operator.add, terms)
+
+
 # --- pointwise: a matrix product over the last axis
 
 
@@ -153,7 +158,7 @@ def _output_size(x, stride):
 def _depthwise(x, kernel, *, stride):
     wide = kernel.astype(_accumulator(kernel.dtype))
     taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
-    return sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
+    return _sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
 
 
 def _depthwise_input_gradient(x, kernel, dy, *, stride):
@@ -184,7 +189,7 @@ def _depthwise_input_gradient(x, kernel, dy, *, stride):
             for j in range(side)
             if (column + pad - j) % stride == 0
         ]
-        return sum(terms[1:], terms[0]).astype(dy.dtype)
+        return _sum(terms).astype(dy.dtype)
 
     rows = [jnp.stack([residue(r, c) for c in range(stride)], axis=3) for r in range(stride)]
     dx = jnp.stack(rows, axis=2)  # [n, out_height, stride, out_width, stride, c]
@@ -206,7 +211,7 @@ def _few_channels(x, kernel, *, stride):
     wide = kernel.astype(_accumulator(kernel.dtype))
     taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
     products = [tap[..., c, None] * wide[i, j, c] for (i, j), tap in taps for c in range(x.shape[-1])]
-    return sum(products[1:], products[0]).astype(x.dtype)
+    return _sum(products).astype(x.dtype)
 
 
 def _few_channels_input_gradient(x, kernel, dy, *, stride):

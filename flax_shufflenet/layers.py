@@ -73,7 +73,7 @@ class BatchNorm(nnx.Module):
         count = x.size // x.shape[-1]
         if count < 2:
             raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
-        y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon)
+        y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon)  # pyright: ignore[reportGeneralTypeIssues]
         self._track(mean, var * (count / (count - 1)))
         return y
 

@@ -105,7 +105,7 @@ class ShuffleNetV2(nnx.Module):
 
     def __init__(self, architecture: Architecture, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(dtype)
-        if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError("float64 needs jax.config.update('jax_enable_x64', True)")
         param_dtype = jnp.promote_types(dtype, jnp.float32)
         linear_options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -122,9 +122,9 @@ class ShuffleNetV2(nnx.Module):
         self.stages = nnx.List()
         width = architecture.stem_width
         for stage_width, blocks in zip(architecture.stage_widths, architecture.stage_blocks, strict=True):
-            stage = nnx.List([DownBlock(width, stage_width, architecture, **options)])
-            stage.extend(BasicBlock(stage_width, architecture, **options) for _ in range(blocks))
-            self.stages.append(stage)
+            down = DownBlock(width, stage_width, architecture, **options)
+            basics = [BasicBlock(stage_width, architecture, **options) for _ in range(blocks)]
+            self.stages.append(nnx.List([down, *basics]))
             width = stage_width
         self.last = _pointwise(width, architecture.last_width, relu=True, **options)
         self.dropout = nnx.Dropout(architecture.dropout)

@@ -115,9 +115,10 @@ class ShuffleNetV2(nn.Module):
 
     Args:
         net_size: 0.5, 1.0, 1.5 or 2.0.
-        num_classes: width of the classifier.
+        num_classes: width of the classifier; None for a backbone, which returns the pooled features.
         config: other widths and block counts than those of ``configs[net_size]``.
         split_ratio: what share of the channels basic blocks pass on untouched.
+        stem_channels: width of the first convolution.
 
     Raises:
         ValueError: ``net_size`` is none of the four and no ``config`` is given.
@@ -126,10 +127,11 @@ class ShuffleNetV2(nn.Module):
     def __init__(
         self,
         net_size: float = 1.0,
-        num_classes: int = 10,
+        num_classes: int | None = 10,
         *,
         config: Config | None = None,
         split_ratio: float = 0.5,
+        stem_channels: int = 24,
     ) -> None:
         super().__init__()
         if config is None:
@@ -138,9 +140,9 @@ class ShuffleNetV2(nn.Module):
             config = configs[net_size]
         *stage_channels, last_channels = config["out_channels"]
 
-        self.conv1 = nn.Conv2d(3, 24, kernel_size=3, stride=1, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(24)
-        self.in_channels = 24
+        self.conv1 = nn.Conv2d(3, stem_channels, kernel_size=3, stride=1, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.in_channels = stem_channels
         self.split_ratio = split_ratio
         self.layer1, self.layer2, self.layer3 = (
             self._make_layer(out_channels, num_blocks)
@@ -149,7 +151,8 @@ class ShuffleNetV2(nn.Module):
         self.conv2 = nn.Conv2d(self.in_channels, last_channels, kernel_size=1, bias=False)
         self.bn2 = nn.BatchNorm2d(last_channels)
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(last_channels, num_classes)
+        if num_classes is not None:
+            self.classifier = nn.Linear(last_channels, num_classes)
         self._initialize_weights()
 
     def _make_layer(self, out_channels: int, num_blocks: int) -> nn.Sequential:
@@ -163,7 +166,8 @@ class ShuffleNetV2(nn.Module):
         out = self.layer3(self.layer2(self.layer1(out)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.avg_pool(out)
-        return self.classifier(out.view(out.size(0), -1))
+        out = out.view(out.size(0), -1)
+        return self.classifier(out) if hasattr(self, "classifier") else out
 
     def _initialize_weights(self) -> None:
         for module in self.modules():

@@ -1,0 +1,1 @@
+"""The bridge between PyTorch checkpoints and Flax nets; the only package that imports both."""
