@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
+
 import torch_ref.chenyaofo
 import torch_ref.ericsun99
 import torch_ref.kuangliu
@@ -16,7 +18,6 @@ import torch_ref.seed
 import torch_ref.torchvision
 import torch_ref.weiaicunzai
 from flax_shufflenet import Architecture
-from torch import nn
 
 Unit = tuple[str, str]
 """Names of a convolution and of its batch normalisation, within a block."""

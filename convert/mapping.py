@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
-from flax_shufflenet import Architecture, ShuffleNetV2
-from flax_shufflenet.architecture import family_fields
-from flax_shufflenet.weights import flat_arrays
 
 from convert.errors import ConvertError, listing
 from convert.layouts import Layout
+from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet.architecture import family_fields
+from flax_shufflenet.weights import flat_arrays
 
 Tensors = Mapping[str, torch.Tensor]
 
