@@ -12,20 +12,19 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from absl import logging
-from jaxtyping import Int32, UInt8
 from PIL import Image
-from tensorflow_datasets.core.data_sources.base import BaseDataSource
 from tensorflow_datasets.core.download.checksums import get_all_url_infos
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.image_classification import cifar
 
 from flax_shufflenet.training.config import TrainingError, one_line
+from flax_shufflenet.training.splits_cache import Splits
 
 # How long the download server may take to answer before it counts as out of reach. Looking up its name has no
 # timeout of its own, and TFDS repeats a failed request ten times.
@@ -34,29 +33,19 @@ _PROBE_SECONDS = 8
 _READ_AT_ONCE = 5_000
 
 
-class Splits(NamedTuple):
-    """Decoded training and test images, their labels, and the classes' names."""
-
-    train_images: UInt8[np.ndarray, "train h w 3"]
-    train_labels: Int32[np.ndarray, " train"]
-    test_images: UInt8[np.ndarray, "test h w 3"]
-    test_labels: Int32[np.ndarray, " test"]
-    class_names: tuple[str, ...]
-
-
-class _WithoutTensorFlow:
-    """What the builders of TFDS do with TensorFlow, done without."""
+class Cifar10(cifar.Cifar10, skip_registration=True):
+    """TFDS's ``cifar10``."""
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        source = self._cifar_info
-        files = _read_members(dl_manager.download(source.url), source)
+        source, features = self._cifar_info, cast("Any", self.info.features)
+        files = _read_members(Path(dl_manager.download(source.url)), source)
         for key, file in zip(source.label_keys, source.label_files, strict=True):
-            self.info.features[key].names = files[file].decode().split()
+            features[key].names = files[file].decode().split()
         return {
             split: self._examples(prefix, [files[name] for name in names])
             for split, prefix, names in (
-                (tfds.Split.TRAIN, "train_", source.train_files),
-                (tfds.Split.TEST, "test_", source.test_files),
+                ("train", "train_", source.train_files),
+                ("test", "test_", source.test_files),
             )
         }
 
@@ -73,12 +62,8 @@ class _WithoutTensorFlow:
             yield index, {**labels, "id": f"{prefix}{index:05d}", "image": png}
 
 
-class Cifar10(_WithoutTensorFlow, cifar.Cifar10, skip_registration=True):
-    """TFDS's ``cifar10``."""
-
-
-class Cifar100(_WithoutTensorFlow, cifar.Cifar100, skip_registration=True):
-    """TFDS's ``cifar100``."""
+class Cifar100(Cifar10, cifar.Cifar100, skip_registration=True):
+    """TFDS's ``cifar100``; "label" is the fine label, one of 100."""
 
 
 def _read_members(archive: Path, source: cifar.CifarInfo) -> dict[str, bytes]:
@@ -101,14 +86,25 @@ def open_builder(builder_class: type[Cifar10], data_dir: Path) -> Cifar10:
     Raises:
         TrainingError: there is no data and no network, or what there is cannot be used.
     """
+    folder = data_dir / builder_class.name / str(builder_class.VERSION)
     with _quiet():
-        builder = builder_class(data_dir=data_dir, file_format="array_record")
-        folder = Path(builder.data_path)
-        if not builder.is_prepared():
+        try:
+            builder = builder_class(data_dir=data_dir, file_format="array_record")
+            prepared = builder.is_prepared()
+        except Exception as error:  # whatever the JSON parser or the comparison of formats raises
+            raise _unusable(folder, one_line(error)) from error
+        if not prepared:
             if folder.exists():
-                raise TrainingError(f"{folder} is not a complete TFDS dataset: remove it, and it is made anew")
+                raise _unusable(folder, "it is not complete")
             _prepare(builder, data_dir)
         return builder
+
+
+def _unusable(folder: Path, reason: str) -> TrainingError:
+    return TrainingError(
+        f"{folder} cannot be read as a TFDS array_record dataset ({reason}): remove it, and it is made anew, or "
+        "choose another --data_dir"
+    )
 
 
 def decode(builder: Cifar10) -> Splits:
@@ -119,19 +115,21 @@ def decode(builder: Cifar10) -> Splits:
     """
     try:
         with _quiet():
-            sources = builder.as_data_source()
+            sources = cast("Any", builder.as_data_source())
             train_images, train_labels = _decode_split(sources["train"])
             test_images, test_labels = _decode_split(sources["test"])
     except Exception as error:  # the readers raise plain RuntimeError, ValueError, NotImplementedError, KeyError ...
-        raise TrainingError(
-            f"{builder.data_path} cannot be read as an array_record dataset ({one_line(error)}): remove it, and it "
-            "is made anew, or choose another --data_dir"
-        ) from error
-    names = tuple(builder.info.features["label"].names)
-    return Splits(train_images, train_labels, test_images, test_labels, names)
+        raise _unusable(Path(builder.data_path), one_line(error)) from error
+    return Splits(train_images, train_labels, test_images, test_labels)
 
 
-def _decode_split(source: BaseDataSource) -> tuple[np.ndarray, np.ndarray]:
+def class_names(builder: Cifar10) -> tuple[str, ...]:
+    """The names of the classes, in the order of their indices."""
+    features: Any = builder.info.features
+    return tuple(features["label"].names)
+
+
+def _decode_split(source: Any) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((len(source), 32, 32, 3), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), _READ_AT_ONCE):
@@ -144,9 +142,10 @@ def _decode_split(source: BaseDataSource) -> tuple[np.ndarray, np.ndarray]:
 def _prepare(builder: Cifar10, data_dir: Path) -> None:
     source = builder._cifar_info
     expected = (builder.url_infos or get_all_url_infos())[source.url]
-    archive = data_dir / expected.filename
-    if not archive.exists() and not _downloaded_before(data_dir, expected.filename):
-        advice = f"put {expected.filename} into {data_dir}, or use --dataset digits, which needs no download"
+    filename = source.url.rpartition("/")[2]
+    archive = data_dir / filename
+    if not archive.exists() and not _downloaded_before(data_dir, filename):
+        advice = f"put {filename} into {data_dir}, or use --dataset digits, which needs no download"
         _require_server(source.url, advice)
         print(f"Downloading {source.url} ({expected.size / 1e6:.0f} MB) to {data_dir}", flush=True)
     print(f"Preparing {builder.name} in {builder.data_path}, once", flush=True)

@@ -1,16 +1,12 @@
 """Datasets as arrays in memory: decoded once, kept as uint8."""
 
 import dataclasses
-import hashlib
-import os
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
-from flax_shufflenet.training.config import TrainingError
+from flax_shufflenet.training import splits_cache
 
 # Per channel, of pixel values from 0 to 1: the figures that published CIFAR nets are trained with.
 _CIFAR_STATISTICS = {
@@ -52,60 +48,24 @@ def load(name: str, data_dir: Path) -> Dataset:
     # Imported here: TFDS takes half a second, and digits does without.
     from flax_shufflenet.training import cifar
 
-    builder = cifar.open_builder({"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[name], data_dir)
+    builder = cifar.open_builder(cifar.Cifar10 if name == "cifar10" else cifar.Cifar100, data_dir)
     folder = Path(builder.data_path)
-    cached = _cache_file(name, folder)
-    arrays = _read_cache(cached)
-    if arrays is None:
+    cached = splits_cache.path_for(name, folder)
+    splits = splits_cache.read(cached)
+    if splits is None:
         print(f"Decoding {folder}, once", flush=True)
         splits = cifar.decode(builder)
-        arrays = splits._asdict() | {"class_names": np.array(splits.class_names)}
-        _write_cache(cached, arrays)
+        splits_cache.write(cached, splits)
     mean, std = _CIFAR_STATISTICS[name]
     return Dataset(
         name=name,
         source=str(folder),
+        class_names=cifar.class_names(builder),
         mean=mean,
         std=std,
         flip=True,
-        **(arrays | {"class_names": tuple(arrays["class_names"].tolist())}),
+        **splits._asdict(),
     )
-
-
-# --- the cache of decoded images: decoding takes ten seconds, reading the cache a fraction of one
-
-
-def _cache_file(name: str, folder: Path) -> Path:
-    """Where the decoded images of this dataset folder, as it is now, belong."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    identity = [str(folder.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
-    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "flax_shufflenet" / f"{name}-{key}.npz"
-
-
-def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # none yet, or a damaged one
-        return None
-
-
-def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Written beside and renamed, so that no other process reads half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
-    except OSError:
-        return  # a read-only or full disk only means that the next run decodes again
 
 
 # --- handwritten digits, from scikit-learn's package: real data with no download
@@ -116,15 +76,12 @@ def _digits() -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    try:
-        digits = load_digits()
-    except OSError as error:
-        raise TrainingError(f"scikit-learn's digits cannot be read: {error}") from error
-    grey = (digits.images * (255 / 16)).round().astype(np.uint8)
+    images, target = load_digits(return_X_y=True)
+    grey = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     resized = np.stack(
         [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
     )
-    images, labels = np.repeat(resized[..., None], 3, axis=-1), digits.target.astype(np.int32)
+    images, labels = np.repeat(resized[..., None], 3, axis=-1), target.astype(np.int32)
     # The split is part of the dataset, so it does not depend on the run's seed.
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
     mean, std = _channel_statistics(images[train])

@@ -115,7 +115,7 @@ def _run(config: Config, dataset: Dataset, metrics: MetricsWriter, console: Cons
             record = {
                 "epoch": epoch,
                 "step": epoch * steps_per_epoch,
-                "learning_rate": float(schedule(epoch * steps_per_epoch - 1)),
+                "learning_rate": float(jnp.asarray(schedule(epoch * steps_per_epoch - 1))),
                 "train_loss": totals.loss,
                 "train_accuracy": totals.accuracy,
                 "test_loss": evaluation.loss,

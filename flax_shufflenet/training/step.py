@@ -4,9 +4,8 @@ Which images a step sees, and how they are augmented, follows from the seed and 
 is exactly repeatable, and all that says where it stands is ``TrainState``.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +35,6 @@ class StepMetrics(NamedTuple):
 
     loss: Float32[Array, ""]
     correct: Int32[Array, ""]
-
-
-TrainStep = Callable[
-    [TrainState, UInt8[Array, "train h w 3"], Int32[Array, " train"], Int32[Array, " train"]],
-    tuple[TrainState, StepMetrics],
-]
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
@@ -82,7 +75,7 @@ def epoch_order(seed: int, epoch: int | Int32[Array, ""], count: int) -> Int32[A
 
 def make_train_step(
     network: Functional, optimizer: optax.GradientTransformation, config: Config, dataset: Dataset
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """The jitted step ``(state, images, labels, order) -> (state, metrics)``.
 
     ``images`` and ``labels`` are the whole training set, ``order`` is the current epoch's ``epoch_order``. The
@@ -108,7 +101,7 @@ def make_train_step(
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
         correct = jnp.sum(jnp.argmax(logits, -1) == batch_labels, dtype=jnp.int32)
         new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1)
         return new_state, StepMetrics(loss, correct)

@@ -1,0 +1,85 @@
+"""A tiny CIFAR archive in the real one's layout, and builders that expect it."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from flax_shufflenet.training import cifar
+from flax_shufflenet.training.data import Dataset
+
+IMAGES_PER_FILE = 7
+
+
+class TinyCifar(NamedTuple):
+    """A folder with an archive, the builder that accepts it, and the bytes that went in: {file: records}."""
+
+    folder: Path
+    archive: Path
+    builder: type[cifar.Cifar10]
+    records: dict[str, np.ndarray]
+
+
+def tiny_cifar(folder: Path, base: type[cifar.Cifar10]) -> TinyCifar:
+    classes = 10 if base is cifar.Cifar10 else 100
+    source = base._cifar_info.fget(type("Named", (), {"name": "cifar"})())
+    labels = len(source.label_keys)
+    rng = np.random.default_rng(0)
+    records, files = {}, {}
+    for name in (*source.train_files, *source.test_files):
+        records[name] = rng.integers(0, 256, (IMAGES_PER_FILE, labels + 3072), dtype=np.uint8)
+        records[name][:, labels - 1] = rng.integers(0, classes, IMAGES_PER_FILE)
+        records[name][:, : labels - 1] = rng.integers(0, 20, (IMAGES_PER_FILE, labels - 1))
+        files[name] = records[name].tobytes()
+    for name, count in zip(source.label_files, [20, 100][-labels:] if labels == 2 else [10], strict=True):
+        # The real file ends in an empty line.
+        files[name] = "".join(f"{name[:4]}{index}\n" for index in range(count)).encode() + b"\n"
+    archive = folder / source.url.rpartition("/")[2]
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in sorted(files, reverse=True):  # an order of its own, as the real archive has
+            member = tarfile.TarInfo(source.prefix + name)
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
+    info = tfds.core.download.checksums.compute_url_info(archive)
+    builder = type(base.__name__, (base,), {"url_infos": {source.url: info}}, skip_registration=True)
+    return TinyCifar(folder, archive, builder, records)
+
+
+@pytest.fixture
+def tiny_cifar10(tmp_path):
+    return tiny_cifar(tmp_path, cifar.Cifar10)
+
+
+@pytest.fixture
+def tiny_cifar100(tmp_path):
+    return tiny_cifar(tmp_path, cifar.Cifar100)
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path, monkeypatch):
+    """No test reads or writes the user's own cache."""
+    home = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def small_dataset():
+    """21 training and 10 test images of 8x8 random pixels, 3 classes."""
+    rng = np.random.default_rng(1)
+    return Dataset(
+        name="digits",
+        source="random numbers",
+        train_images=rng.integers(0, 256, (21, 8, 8, 3), dtype=np.uint8),
+        train_labels=rng.integers(0, 3, 21).astype(np.int32),
+        test_images=rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8),
+        test_labels=rng.integers(0, 3, 10).astype(np.int32),
+        class_names=("a", "b", "c"),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.25, 0.3),
+        flip=True,
+    )

@@ -1,0 +1,49 @@
+"""Evaluation counts every image once, and agrees with plain NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet.functional import split
+from flax_shufflenet.training.evaluation import make_evaluate
+
+
+@pytest.fixture(scope="module")
+def model():
+    net = ShuffleNetV2(
+        Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3),
+        rngs=nnx.Rngs(0),
+    )
+    rng = np.random.default_rng(0)
+    for _, variable in nnx.to_flat_state(nnx.state(net, nnx.BatchStat)):
+        value = variable.get_value()
+        if value.dtype == jnp.float32:
+            variable.set_value(jnp.asarray(rng.uniform(0.5, 1.5, value.shape), jnp.float32))
+    net.classifier.kernel[...] *= 100  # so that the classes differ
+    net.eval()
+    return net
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 64])
+def test_every_batch_size_gives_numpys_result(model, small_dataset, batch_size):
+    images, labels = small_dataset.test_images, small_dataset.test_labels
+    logits = np.asarray(
+        model(jnp.asarray((images / 255 - np.array(small_dataset.mean)) / small_dataset.std, jnp.float32)), np.float64
+    )
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(10), labels]
+
+    network, parameters, statistics = split(model)
+    evaluate = make_evaluate(
+        network,
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        mean=small_dataset.mean,
+        std=small_dataset.std,
+        batch_size=batch_size,
+    )
+    result = evaluate(parameters, statistics)
+    assert result.accuracy == np.mean(logits.argmax(1) == labels)
+    np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-4)
