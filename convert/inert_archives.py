@@ -101,8 +101,8 @@ class _InertUnpickler(pickle._Unpickler):
             return _same
         raise ConvertError(f"a TorchScript archive that needs {module}.{name}; save the net's state_dict() instead")
 
-    def persistent_load(self, saved_id: Any) -> tuple[bytes, torch.dtype]:
-        _, dtype, key, _, _ = saved_id
+    def persistent_load(self, pid: Any) -> tuple[bytes, torch.dtype]:
+        _, dtype, key, _, _ = pid
         if key not in self._storages:
             self._storages[key] = self._read_storage(key)
         return self._storages[key], dtype

@@ -5,7 +5,7 @@ A part is a convolution with its batch normalisation. The same table is read in 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -44,9 +44,9 @@ class Layout:
     stem: Unit
     block: str
     """Name of block ``{block}`` of stage ``{stage}``, or of the ``{index}``-th block of all."""
-    left: tuple[Unit, Unit]
-    right: tuple[Unit, Unit, Unit]
-    branch: tuple[Unit, Unit, Unit]
+    left: tuple[Unit, ...]
+    right: tuple[Unit, ...]
+    branch: tuple[Unit, ...]
     last: Unit
     head: str
     first_stage: int = 1
@@ -101,7 +101,7 @@ def _named(*numbers: int) -> tuple[Unit, ...]:
 _RIGHT = ((0, 1), (3, 4), (5, 6))
 _LEFT = ((0, 1), (2, 3))
 
-_TORCHVISION_NAMES = {
+_TORCHVISION_NAMES: dict[str, Any] = {
     "fingerprint": "stage2.0.branch1.0.weight",
     "stem": ("conv1.0", "conv1.1"),
     "block": "stage{stage}.{block}",

@@ -34,11 +34,13 @@ _OTHER_FILES = {
     b"\x08": "perhaps an ONNX model; save the PyTorch net's state_dict() instead",
 }
 
+_numpy_scalar = np.float64(0).__reduce__()[0]  # numpy has no public name for it
+
 # Harmless values that training scripts put beside the weights, under the names pickles have for them.
 _HARMLESS_GLOBALS: list[Any] = [
     argparse.Namespace,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
 ]

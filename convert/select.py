@@ -257,6 +257,9 @@ def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ConvertError: another kind of tensor or dtype, NaN or infinite values, or a negative variance.
     """
     problems = [f"{name} is {problem}" for name, tensor in tensors.items() if (problem := _problem(name, tensor))]
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if torch.float64 in dtypes and len(dtypes) > 1:
+        problems.append("some weights are float64 and others are not; make them all one dtype")
     if problems:
         raise ConvertError(listing(problems))
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.model import ShuffleNetV2
 
-_ARCHITECTURE = "architecture"
+ARCHITECTURE_KEY = "architecture"
 
 
 def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
@@ -26,27 +26,41 @@ def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     return {".".join(map(str, path)): variable.get_value() for path, variable in paths}
 
 
+def check_arrays(
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: jnp.dtype | None = None
+) -> ShuffleNetV2:
+    """The net without values, once every array is known to be there with its shape, and no other.
+
+    ``dtype`` is what the net computes in; without it, the arrays' dtypes are not looked at.
+
+    Raises:
+        ValueError: a missing or unknown name, or a shape or dtype that the net does not have there; the message
+            lists the first few.
+    """
+    abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, dtype=dtype or jnp.float32, rngs=nnx.Rngs(0)))
+    expected = flat_arrays(abstract)
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    problems += [f"{name} is not part of this net" for name in arrays if name not in expected]
+    for name in expected:
+        if name in arrays and arrays[name].shape != expected[name].shape:
+            problems.append(f"{name} has shape {list(arrays[name].shape)}, not {list(expected[name].shape)}")
+        elif name in arrays and dtype is not None and arrays[name].dtype != expected[name].dtype:
+            problems.append(f"{name} is {arrays[name].dtype}, not {expected[name].dtype}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError("; ".join(problems[:3]) + more)
+    return abstract
+
+
 def from_arrays(
     architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: jnp.dtype = jnp.float32
 ) -> ShuffleNetV2:
     """A net in eval mode, with these arrays under the names of ``flat_arrays``.
 
     Raises:
-        ValueError: a missing or unknown name, or a shape or dtype that the net does not have there; the message
-            lists them.
+        ValueError: as ``check_arrays``.
     """
-    abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, dtype=dtype, rngs=nnx.Rngs(0)))
-    expected = flat_arrays(abstract)
-    problems = [f"{name} is missing" for name in expected if name not in arrays]
-    problems += [f"{name} is not part of this net" for name in arrays if name not in expected]
-    for name in expected.keys() & arrays.keys():
-        want, got = expected[name], arrays[name]
-        if (got.shape, got.dtype) != (want.shape, want.dtype):
-            problems.append(f"{name} is {got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}")
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError("; ".join(problems[:3]) + more)
-
+    abstract = check_arrays(architecture, arrays, dtype=dtype)
     graph, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
     filled = [(path, variable.replace(jnp.asarray(arrays[".".join(map(str, path))]))) for path, variable in flat]
@@ -60,11 +74,13 @@ def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[st
 
     ``metadata`` is kept in the file beside the architecture; ``read_metadata`` gives it back.
     """
-    path = Path(path)
     arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
-    header = {**(metadata or {}), _ARCHITECTURE: model.architecture.to_json()}
-    data = safetensors.numpy.save(arrays, header)
-    write_whole(path, data)
+    write_whole(Path(path), to_bytes(model.architecture, arrays, metadata or {}))
+
+
+def to_bytes(architecture: Architecture, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The content of the file that ``save`` writes."""
+    return safetensors.numpy.save(dict(arrays), {**metadata, ARCHITECTURE_KEY: architecture.to_json()})
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -91,16 +107,20 @@ def write_whole(path: Path, data: bytes) -> None:
 def load(path: str | os.PathLike[str], *, dtype: jnp.dtype | None = None) -> ShuffleNetV2:
     """The net that ``save`` wrote, in eval mode.
 
-    ``dtype`` is what it computes in; by default float32, or float64 where the file's weights are float64.
+    ``dtype`` is what it computes in, and the weights are made to fit; by default float32, or float64 where the
+    file's weights are float64.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not one that ``save`` wrote, or holds another dtype; the message names it.
     """
     architecture, arrays = _read(path)
-    stored = {array.dtype for array in arrays.values() if array.dtype.kind == "f"}
     if dtype is None:
+        stored = {array.dtype for array in arrays.values() if array.dtype.kind == "f"}
         dtype = jnp.dtype(jnp.float64 if stored == {np.dtype(np.float64)} else jnp.float32)
+    else:
+        kept = jnp.promote_types(dtype, jnp.float32)
+        arrays = {name: array.astype(kept) if array.dtype.kind == "f" else array for name, array in arrays.items()}
     try:
         return from_arrays(architecture, arrays, dtype=dtype)
     except ValueError as error:
@@ -121,13 +141,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    if _ARCHITECTURE not in metadata:
+    if ARCHITECTURE_KEY not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that flax_shufflenet.save wrote (no architecture)")
     return metadata
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Architecture, dict[str, np.ndarray]]:
-    text = read_metadata(path)[_ARCHITECTURE]
+    text = read_metadata(path)[ARCHITECTURE_KEY]
     try:
         architecture = Architecture.from_json(text)
     except (ValueError, json.JSONDecodeError) as error:

@@ -1,0 +1,132 @@
+"""Writing a net in another layout than the one it came in: what that layout can hold, and what has to change."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convert.errors import ConvertError
+from convert.layouts import LAYOUTS, Layout
+from flax_shufflenet import Architecture
+from flax_shufflenet.architecture import family_fields
+
+# Why a net that has the first value cannot be written in a layout that has the other.
+_OBSTACLES: dict[str, dict[Any, str]] = {
+    "down_relu": {True: "its down blocks have ReLUs", False: "its down blocks have no ReLU"},
+    "stem_relu": {True: "its stem has a ReLU", False: "its stem has no ReLU"},
+    "shuffle": {"after": "it shuffles after each block", "before": "it shuffles before each basic block"},
+    "down_left": {"half": "its left branches are half a stage wide", "input": "its left branches keep their width"},
+    "down_middle": {
+        "half": "its right branches narrow at their first convolution",
+        "input": "its right branches narrow at their last convolution",
+    },
+}
+_SAME_NAMES = {"chenyaofo", "torchvision"}
+
+
+class Rewritten(NamedTuple):
+    """A net as a layout can hold it: the same function of its input."""
+
+    layout: Layout
+    architecture: Architecture
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+
+def family_of(architecture: Architecture) -> str | None:
+    """The layout whose own nets compute what this architecture does; None if no layout's do."""
+    for name in LAYOUTS:
+        fields = family_fields(name)
+        if all(getattr(architecture, field) == value for field, value in fields.items()):
+            return name
+    return None
+
+
+def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target: str) -> Rewritten:
+    """The same net with the arrays and options that ``target``'s layout has.
+
+    Raises:
+        ConvertError: the layout's nets compute something else; says what.
+    """
+    notes: list[str] = []
+    target = _with_stem(architecture, target, notes)
+    fields = family_fields(target)
+    obstacles = [
+        f"{described[getattr(architecture, field)]}, and in the {target} layout {_of_target(described[fields[field]])}"
+        for field, described in _OBSTACLES.items()
+        if getattr(architecture, field) != fields[field]
+    ]
+    if architecture.shuffle_groups != 2:
+        obstacles.append(f"it shuffles {architecture.shuffle_groups} groups, and every layout shuffles 2")
+    if len(architecture.stage_widths) != 3:
+        obstacles.append(f"it has {len(architecture.stage_widths)} stages, and every layout has 3")
+    if obstacles:
+        raise ConvertError(f"the {target} layout cannot hold this net: {'; '.join(obstacles)}")
+
+    changed = dict(arrays)
+    if architecture.conv_bias and not fields["conv_bias"]:
+        _fold_conv_biases(changed)
+        notes.append("biases of convolutions folded into the running means")
+    if fields["conv_bias"] and not architecture.conv_bias:
+        _add_conv_biases(changed)
+        notes.append("convolutions given a bias of zero")
+    head_bias = architecture.head_bias
+    if architecture.num_classes and architecture.head_bias != fields["head_bias"]:
+        head_bias = fields["head_bias"]
+        if head_bias:
+            changed["classifier.bias"] = np.zeros(architecture.num_classes, changed["classifier.kernel"].dtype)
+            notes.append("the head given a bias of zero")
+        elif changed.pop("classifier.bias").any():
+            raise ConvertError(
+                f"the {target} layout cannot hold this net: its head has a bias, and that layout's has none"
+            )
+    if architecture.pool_size != fields["pool_size"]:
+        own, other = (f"{n}x{n} values" if n else "all values" for n in (architecture.pool_size, fields["pool_size"]))
+        notes.append(
+            f"pooling: the net averages {own} of the last map, this layout {other}; "
+            "the two agree only on images that leave one such window"
+        )
+    rewritten = dataclasses.replace(
+        architecture, conv_bias=fields["conv_bias"], head_bias=head_bias, pool_size=fields["pool_size"]
+    )
+    return Rewritten(LAYOUTS[target], rewritten, changed, tuple(notes))
+
+
+def _of_target(described: str) -> str:
+    return described.replace("its ", "the ", 1).replace("it shuffles", "one shuffles", 1)
+
+
+def _with_stem(architecture: Architecture, target: str, notes: list[str]) -> str:
+    """torchvision's names also hold nets with a small-image stem, if their user builds the net that way."""
+    stem = (architecture.stem_stride, architecture.stem_pool)
+    if target in _SAME_NAMES:
+        for name in _SAME_NAMES:
+            if stem == tuple(family_fields(name)[field] for field in ("stem_stride", "stem_pool")):
+                if name != target and target == "torchvision":
+                    notes.append(
+                        "stem: stride 1 without a max-pool, as the net has it; on torchvision's module set "
+                        "net.conv1[0].stride = (1, 1) and net.maxpool = nn.Identity(), or its results are wrong"
+                    )
+                elif name != target:
+                    notes.append(f"stem: stride 2 and a max-pool, as the net has it, which {target}'s module has not")
+                return name
+    fields = family_fields(target)
+    if stem != (fields["stem_stride"], fields["stem_pool"]):
+        raise ConvertError(
+            f"the {target} layout cannot hold this net: its stem has stride {stem[0]}{' and a max-pool' * stem[1]}, "
+            f"that layout's stride {fields['stem_stride']}{' and a max-pool' * fields['stem_pool']}"
+        )
+    return target
+
+
+def _fold_conv_biases(arrays: dict[str, np.ndarray]) -> None:
+    """BN(conv(x) + b) with running mean m is BN(conv(x)) with running mean m - b."""
+    for name in [name for name in arrays if name.endswith(".conv.bias")]:
+        mean = name.replace(".conv.bias", ".bn.mean")
+        arrays[mean] = arrays[mean] - arrays.pop(name)
+
+
+def _add_conv_biases(arrays: dict[str, np.ndarray]) -> None:
+    for name in [name for name in arrays if name.endswith(".bn.mean")]:
+        arrays[name.replace(".bn.mean", ".conv.bias")] = np.zeros_like(arrays[name])

@@ -1,0 +1,154 @@
+"""One run of ``python -m convert``, from a file to a file."""
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from convert import api
+from convert.errors import ConvertError
+from convert.images import read_images
+from convert.layouts import LAYOUTS
+from convert.read import Source, read
+from convert.report import Report, failure_table
+from convert.verify import Proof
+from flax_shufflenet import Architecture
+from flax_shufflenet.weights import ARCHITECTURE_KEY, check_arrays, to_bytes, write_whole
+
+if TYPE_CHECKING:
+    from convert.__main__ import Options
+
+
+def run(options: "Options") -> None:
+    """Converts as the options say, prints the report, and writes only what is proven.
+
+    Raises:
+        ConvertError: one line on what is wrong.
+    """
+    for path in (options.report, options.plot, options.output):
+        _refuse_overwriting(path, options.force)
+    source = read(options.file)
+    if ARCHITECTURE_KEY in source.metadata:
+        _from_flax(source, options)
+    else:
+        _from_torch(source, options)
+
+
+def _from_torch(source: Source, options: "Options") -> None:
+    output = options.output or _beside(source.path, f".{options.to}.pt" if options.to else ".safetensors")
+    _refuse_overwriting(output, options.force)
+    images = None if options.images is None else read_images(options.images)
+    conversion = api.convert_source(
+        source, stem=options.stem, use_ema=options.use_ema, backbone=options.backbone, key=options.key, images=images
+    )
+    architecture, arrays = conversion.net.architecture, conversion.arrays
+    if options.to is None:
+        _finish(conversion.report, options, output, to_bytes(architecture, arrays, conversion.metadata))
+        return
+    _stop_unless_proven(conversion.report.proof, source.path)
+    tensors, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
+    report = Report(**{**vars(report), "notes": (*conversion.report.notes, *report.notes)})
+    _finish(report, options, output, _torch_bytes(api.restore_origin(tensors, conversion.metadata)))
+
+
+def _from_flax(source: Source, options: "Options") -> None:
+    for name in ("stem", "key"):
+        if getattr(options, name) is not None:
+            raise ConvertError(f"--{name} is for PyTorch checkpoints; {source.path} is a Flax net")
+    for name in ("use_ema", "backbone"):
+        if getattr(options, name):
+            raise ConvertError(f"--{name} is for PyTorch checkpoints; {source.path} is a Flax net")
+    output = options.output or _beside(source.path, ".pt")
+    _refuse_overwriting(output, options.force)
+    arrays = {name: tensor.numpy() for name, tensor in source.content.items()}
+    try:
+        architecture = Architecture.from_json(source.metadata[ARCHITECTURE_KEY])
+        check_arrays(architecture, arrays)
+    except ValueError as error:
+        raise ConvertError(f"{source.path}: {error}") from None
+    images = None if options.images is None else read_images(options.images)
+    try:
+        target = options.to or api.choose_layout(architecture, source.metadata)
+        tensors, report = _to_layout(source, architecture, arrays, target, "Flax net", images)
+    except ConvertError as error:
+        raise ConvertError(f"{source.path}: {error}") from None
+    _finish(report, options, output, _torch_bytes(api.restore_origin(tensors, source.metadata)))
+
+
+def _to_layout(
+    source: Source,
+    architecture: Architecture,
+    arrays: dict[str, np.ndarray],
+    target: str,
+    kind: str,
+    images: list[np.ndarray] | None,
+) -> tuple[dict[str, torch.Tensor], Report]:
+    tensors, rewritten, proof = api.write_layout(architecture, arrays, target, images)
+    report = Report(
+        source=source.path.name,
+        sha256=source.sha256,
+        kind=kind,
+        layout=f"{target} ({LAYOUTS[target].repository})",
+        architecture=architecture,
+        tensors=len(tensors),
+        parameters=api.count_parameters(arrays),
+        notes=rewritten.notes,
+        proof=proof,
+        target=f"PyTorch, {target} layout",
+        mapped="by name, none left over",
+    )
+    return tensors, report
+
+
+def _finish(report: Report, options: "Options", output: Path, data: bytes) -> None:
+    """Prints and writes; a failed proof keeps its certificate, but writes no net."""
+    for line in report.lines():
+        print(line)
+    if options.report is not None:
+        _write(options.report, report.markdown().encode())
+    if options.plot is not None:
+        from convert.plot import plot_layers  # matplotlib takes a second to import
+
+        _write(options.plot, plot_layers(report))
+    _stop_unless_proven(report.proof, options.file)
+    _write(output, data)
+    print(f"{'wrote':<10}{output} ({len(data):,} bytes)")
+
+
+def _stop_unless_proven(proof: Proof, path: Path) -> None:
+    if proof.failure:
+        for line in failure_table(proof):
+            print(f"{'':<10}{line}")
+        raise ConvertError(f"{path}: the proof failed, {proof.failure}; nothing was written")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    output = path.with_suffix(ending)
+    return path.with_suffix(f".flax{ending}") if output == path else output
+
+
+def _refuse_overwriting(path: Path | None, force: bool) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConvertError(f"{path}: a folder; name a file")
+    if not path.parent.is_dir():
+        raise ConvertError(f"{path}: there is no folder {path.parent}; make it first")
+    if os.path.lexists(path) and not force:
+        raise ConvertError(f"{path}: exists; name another output, or overwrite it with --force")
+
+
+def _torch_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be written ({error.strerror}); nothing was") from None

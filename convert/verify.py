@@ -1,0 +1,233 @@
+"""The proof: the original tensors run in PyTorch, the converted net in JAX, and the two are compared.
+
+Three bars, none of them a guessed tolerance. In float64 the two nets must be the same function, so their
+outputs agree to 1e-10. In float32 JAX must come as close to the float64 result as PyTorch does, within a factor
+of two. And in float32 both must choose the same class for every image, but where PyTorch's own rounding already
+decides between two classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from convert.errors import ConvertError
+from convert.layouts import Layout
+from convert.mapping import Tensors
+from flax_shufflenet import Architecture, functional
+from flax_shufflenet.weights import from_arrays
+
+FLOAT64_BAR = 1e-10
+FLOAT32_BAR = 2.0
+
+
+class LayerComparison(NamedTuple):
+    """One convolution with its batch normalisation; errors are relative to the layer's largest output."""
+
+    name: str
+    shape: tuple[int, ...]
+    float64: float
+    """Between the two nets in float64."""
+    torch_float32: float
+    jax_float32: float
+    """Of each net in float32, against PyTorch in float64; root mean square."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured. ``failure`` says which bar was missed and where, and is None when none was."""
+
+    batches: tuple[str, ...]
+    float64: float
+    torch_float32: float
+    jax_float32: float
+    top1_agreeing: int
+    top1_images: int
+    layers: tuple[LayerComparison, ...]
+
+    @property
+    def float32_ratio(self) -> float:
+        """JAX's float32 error as a multiple of PyTorch's own."""
+        return self.jax_float32 / self.torch_float32 if self.torch_float32 else float(self.jax_float32 > 0)
+
+    @property
+    def failure(self) -> str | None:
+        diverging = next((layer.name for layer in self.layers if not layer.float64 <= FLOAT64_BAR), None)
+        if diverging:
+            return f"the nets differ from layer {diverging} on"
+        if not self.float64 <= FLOAT64_BAR:
+            return f"the outputs differ by {self.float64:.1e} in float64"
+        if not self.float32_ratio <= FLOAT32_BAR:
+            return f"JAX's float32 error is {self.float32_ratio:.1f} times PyTorch's own"
+        if self.top1_agreeing != self.top1_images:
+            return f"the nets choose another class for {self.top1_images - self.top1_agreeing} images"
+        return None
+
+
+class _Run(NamedTuple):
+    """A net's result, and each part's output under the part's Flax name; everything NHWC."""
+
+    output: np.ndarray
+    layers: dict[str, np.ndarray]
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference, as a share of the largest value of ``b``; 0 where both are all zeros."""
+    largest = np.abs(b).max()
+    difference = np.abs(a.astype(np.float64) - b).max()
+    return float(difference / largest) if largest else float(difference)
+
+
+def relative_error(a: np.ndarray, truth: np.ndarray) -> float:
+    """Root mean square of the difference, as a share of ``truth``'s root mean square."""
+    size = np.sqrt(np.mean(np.square(truth)))
+    error = np.sqrt(np.mean(np.square(a.astype(np.float64) - truth)))
+    return float(error / size) if size else float(error)
+
+
+def random_images(layout: Layout, *architectures: Architecture) -> list[np.ndarray]:
+    """Batches of noise, float64 [N, H, W, 3], of sizes that the nets take; values as they are fed in training."""
+    architecture = max(architectures, key=lambda architecture: architecture.pool_size)
+    if len({architecture.pool_size for architecture in architectures}) > 1:
+        # The nets pool alike only where the last map is one window.
+        shapes = [(4, 224, 224, 3)] if architecture.stem_pool else [(16, 32, 32, 3), (2, 31, 29, 3)]
+    elif architecture.stem_pool and architecture.pool_size:
+        shapes = [(4, 224, 224, 3), (1, 237, 251, 3)]
+    elif architecture.stem_pool:
+        shapes = [(8, 64, 64, 3), (2, 97, 141, 3)]
+    else:
+        shapes = [(16, 32, 32, 3), (2, 33, 47, 3)]
+    random = np.random.default_rng(0)
+    if layout.name == "megvii":  # its net takes raw pixels
+        return [random.integers(0, 256, shape).astype(np.float64) for shape in shapes]
+    return [random.standard_normal(shape) for shape in shapes]
+
+
+def verify(
+    layout: Layout,
+    torch_architecture: Architecture,
+    tensors: Tensors,
+    architecture: Architecture,
+    arrays: Mapping[str, np.ndarray],
+    images: Sequence[np.ndarray] | None = None,
+) -> Proof:
+    """Runs ``tensors`` in the layout's PyTorch net and ``arrays`` in the Flax net, on the same images.
+
+    ``images`` are batches [N, H, W, 3], normalised; noise unless given. Layers are compared on the first.
+    The two architectures differ only in what a layout expresses otherwise, such as a folded bias.
+
+    Raises:
+        ConvertError: the tensors do not load into the layout's net, or the outputs overflow.
+    """
+    batches = random_images(layout, torch_architecture, architecture) if images is None else images
+    reference = layout.build_reference(torch_architecture).double()
+    try:
+        reference.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        first_lines = " ".join(str(error).split())[:200]
+        raise ConvertError(f"the tensors do not load into the {layout.name} net: {first_lines}") from None
+    reference.eval()
+    names = {part.flax: part.bn for part in layout.parts(torch_architecture.stage_blocks)}
+
+    # XLA compiles for most of the time, and one net compiles on each core while PyTorch runs.
+    def run_jax(dtype: jnp.dtype) -> list[_Run]:
+        return [_run_jax(architecture, arrays, batch, dtype) for batch in batches]
+
+    with ThreadPoolExecutor() as pool:
+        run_32, run_64 = (pool.submit(run_jax, dtype) for dtype in (jnp.float32, jnp.float64))
+        torch_64 = [_run_torch(reference, names, batch) for batch in batches]
+        torch_32 = [_run_torch(reference.float(), names, batch.astype(np.float32)) for batch in batches]
+        jax_32, jax_64 = run_32.result(), run_64.result()
+    for run in (*torch_32, *torch_64):
+        if not np.isfinite(run.output).all():
+            raise ConvertError("the original net's outputs overflow on ordinary images; its weights are damaged")
+
+    layers = tuple(
+        LayerComparison(
+            name,
+            jax_64[0].layers[flax_name].shape,
+            relative_difference(jax_64[0].layers[flax_name], torch_64[0].layers[flax_name]),
+            relative_error(torch_32[0].layers[flax_name], torch_64[0].layers[flax_name]),
+            relative_error(jax_32[0].layers[flax_name], torch_64[0].layers[flax_name]),
+        )
+        for flax_name, name in names.items()
+    )
+    agreeing, count = _top1_agreement(torch_32, torch_64, jax_32)
+    return Proof(
+        batches=tuple("x".join(map(str, batch.shape)) for batch in batches),
+        float64=max(relative_difference(a.output, b.output) for a, b in zip(jax_64, torch_64, strict=True)),
+        torch_float32=_pooled_error(torch_32, torch_64),
+        jax_float32=_pooled_error(jax_32, torch_64),
+        top1_agreeing=agreeing,
+        top1_images=count,
+        layers=layers,
+    )
+
+
+def _pooled_error(runs: Sequence[_Run], truth: Sequence[_Run]) -> float:
+    outputs, true_outputs = (np.concatenate([run.output for run in some]) for some in (runs, truth))
+    return relative_error(outputs, true_outputs)
+
+
+def _top1_agreement(torch_32: Sequence[_Run], torch_64: Sequence[_Run], jax_32: Sequence[_Run]) -> tuple[int, int]:
+    """Images whose highest output is the same; where two are within PyTorch's rounding, either counts."""
+    agreeing = count = 0
+    for in_torch, truth, in_jax in zip(torch_32, torch_64, jax_32, strict=True):
+        rounding = 2 * FLOAT32_BAR * np.abs(in_torch.output - truth.output).max(axis=1)
+        chosen = np.take_along_axis(truth.output, in_jax.output.argmax(axis=1)[:, None], axis=1)[:, 0]
+        agreeing += int(np.sum(truth.output.max(axis=1) - chosen <= rounding))
+        count += len(truth.output)
+    return agreeing, count
+
+
+def _run_torch(net: torch.nn.Module, names: Mapping[str, str], images: np.ndarray) -> _Run:
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str):  # noqa: ANN202
+        def hook(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    handles = [net.get_submodule(bn).register_forward_hook(keep(name)) for name, bn in names.items()]
+    try:
+        with torch.no_grad():
+            output = net(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    except ValueError as error:
+        raise ConvertError(f"images of {images.shape[1]}x{images.shape[2]}: {error}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Run(output.numpy(), {name: value.numpy().transpose(0, 2, 3, 1) for name, value in outputs.items()})
+
+
+def _run_jax(
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray, dtype: jnp.dtype
+) -> _Run:
+    """In a scope of its own, so that float64 is possible here whatever the caller's JAX is set to."""
+    dtype = np.dtype(dtype)
+    with jax.enable_x64(True):
+        cast = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+        model = from_arrays(architecture, cast, dtype=dtype)
+        output, layers = _apply_with_layers(*functional.split(model), jnp.asarray(images, dtype))
+        return _Run(np.asarray(output), {name: np.asarray(value) for name, value in layers.items()})
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply_with_layers(
+    structure: functional.Functional, parameters: list[jax.Array], statistics: list[jax.Array], images: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    model = structure.model(parameters, statistics)
+    output, captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(images)
+    layers = {}
+    for path, variable in nnx.to_flat_state(captured):
+        if path[-2:] == ("bn", "__call__"):
+            (layers[".".join(map(str, path[:-2]))],) = variable.get_value()
+    return output, layers
