@@ -6,6 +6,7 @@ of two. And in float32 both must choose the same class for every image, but wher
 decides between two classes.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -136,15 +137,15 @@ def verify(
     reference.eval()
     names = {part.flax: part.bn for part in layout.parts(torch_architecture.stage_blocks)}
 
-    # XLA compiles for most of the time, and one net compiles on each core while PyTorch runs.
-    def run_jax(dtype: jnp.dtype) -> list[_Run]:
-        return [_run_jax(architecture, arrays, batch, dtype) for batch in batches]
-
-    with ThreadPoolExecutor() as pool:
-        run_32, run_64 = (pool.submit(run_jax, dtype) for dtype in (jnp.float32, jnp.float64))
+    # XLA compiles for most of the time, and compiles on all cores while PyTorch runs. Tracing cannot be shared
+    # between threads: capturing a module's layers changes its class while it lasts.
+    traced = [_Traced(architecture, arrays, batch, dtype) for dtype in (jnp.float32, jnp.float64) for batch in batches]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jax_runs = pool.map(_Traced.run, traced)
         torch_64 = [_run_torch(reference, names, batch) for batch in batches]
         torch_32 = [_run_torch(reference.float(), names, batch.astype(np.float32)) for batch in batches]
-        jax_32, jax_64 = run_32.result(), run_64.result()
+        jax_all = list(jax_runs)
+    jax_32, jax_64 = jax_all[: len(batches)], jax_all[len(batches) :]
     for run in (*torch_32, *torch_64):
         if not np.isfinite(run.output).all():
             raise ConvertError("the original net's outputs overflow on ordinary images; its weights are damaged")
@@ -208,16 +209,27 @@ def _run_torch(net: torch.nn.Module, names: Mapping[str, str], images: np.ndarra
     return _Run(output.numpy(), {name: value.numpy().transpose(0, 2, 3, 1) for name, value in outputs.items()})
 
 
-def _run_jax(
-    architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray, dtype: jnp.dtype
-) -> _Run:
-    """In a scope of its own, so that float64 is possible here whatever the caller's JAX is set to."""
-    dtype = np.dtype(dtype)
-    with jax.enable_x64(True):
-        cast = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
-        model = from_arrays(architecture, cast, dtype=dtype)
-        output, layers = _apply_with_layers(*functional.split(model), jnp.asarray(images, dtype))
-        return _Run(np.asarray(output), {name: np.asarray(value) for name, value in layers.items()})
+class _Traced:
+    """The Flax net, traced for one batch and dtype but not yet compiled."""
+
+    def __init__(
+        self, architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray, dtype: jnp.dtype
+    ) -> None:
+        dtype = np.dtype(dtype)
+        # A scope of its own, so that float64 is possible here whatever the caller's JAX is set to.
+        with jax.enable_x64(True):
+            cast = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+            structure, parameters, statistics = functional.split(from_arrays(architecture, cast, dtype=dtype))
+            self._inputs = parameters, statistics, jnp.asarray(images, dtype)
+            try:
+                self._lowered = _apply_with_layers.lower(structure, *self._inputs)
+            except ValueError as error:
+                raise ConvertError(f"images of {images.shape[1]}x{images.shape[2]}: {error}") from None
+
+    def run(self) -> _Run:
+        with jax.enable_x64(True):
+            output, layers = self._lowered.compile()(*self._inputs)
+            return _Run(np.asarray(output), {name: np.asarray(value) for name, value in layers.items()})
 
 
 @partial(jax.jit, static_argnums=0)

@@ -143,5 +143,5 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n out"]:
-        x = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        x = kernels.linear(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
