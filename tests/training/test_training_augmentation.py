@@ -1,6 +1,7 @@
 """Crops, flips and normalisation against a plain NumPy reference."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ def candidates(image, flip):
 def test_every_image_is_one_of_the_references_and_every_choice_occurs(flip):
     image = images(1, 9, 11)
     count = 4000
-    augmented = np.asarray(augment(jax.random.key(0), np.repeat(image, count, axis=0), flip=flip))
+    augmented = np.asarray(augment(jax.random.key(0), jnp.repeat(image, count, axis=0), flip=flip))
     assert augmented.dtype == np.uint8
     reference = candidates(image[0], flip)
     choices = np.array([reference[result.tobytes()] for result in augmented])  # a KeyError is a wrong image
@@ -45,20 +46,20 @@ def test_every_image_is_one_of_the_references_and_every_choice_occurs(flip):
 
 def test_images_of_a_batch_are_augmented_separately_and_stay_in_order():
     batch = images(64)
-    augmented = np.asarray(augment(jax.random.key(1), batch, flip=True))
+    augmented = np.asarray(augment(jax.random.key(1), jnp.asarray(batch), flip=True))
     choices = [candidates(image, flip=True)[result.tobytes()] for image, result in zip(batch, augmented, strict=True)]
     assert len(set(choices)) > 30
 
 
 def test_the_key_decides():
-    batch = images(16)
+    batch = jnp.asarray(images(16))
     first, again, other = (np.asarray(augment(jax.random.key(seed), batch, flip=True)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_padding_is_black_before_normalisation():
-    white = np.full((200, 32, 32, 3), 255, np.uint8)
+    white = jnp.full((200, 32, 32, 3), 255, jnp.uint8)
     augmented = np.asarray(augment(jax.random.key(0), white, flip=True))
     assert set(np.unique(augmented)) == {0, 255}
     border = np.ones((32, 32), bool)
@@ -70,6 +71,6 @@ def test_normalisation_is_torchvisions():
     batch = images(4)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     expected = (batch / 255 - np.array(mean)) / np.array(std)
-    result = normalise(batch, mean, std)
+    result = normalise(jnp.asarray(batch), mean, std)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=1e-6)

@@ -1,0 +1,133 @@
+"""``python train.py`` as its users run it: a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flax_shufflenet as fs
+from flax_shufflenet.training import data
+from flax_shufflenet.training.allocator import huge_page_environment
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+
+def train(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(TRAIN), *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def one_line_of(result):
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def test_an_epoch_on_digits_saves_a_net_with_the_reported_accuracy(tmp_path):
+    out = tmp_path / "out"
+    result = train("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "digits from scikit-learn" in result.stdout
+
+    start, epoch = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert start["config"]["batch_size"] == 64
+    assert set(start["versions"]) >= {"jax", "flax", "optax"}
+    assert epoch["epoch"] == 1
+    assert epoch["step"] == 1437 // 64
+    assert 0 <= epoch["learning_rate"] < 0.1
+    assert np.isfinite([epoch[key] for key in ("train_loss", "test_loss", "images_per_second", "seconds")]).all()
+
+    metadata = fs.read_metadata(out / "net.safetensors")
+    assert float(metadata["test_accuracy"]) == epoch["test_accuracy"]
+    assert json.loads(metadata["class_names"]) == [str(digit) for digit in range(10)]
+    dataset = data.load(metadata["dataset"], tmp_path)
+    mean, std = (np.array(json.loads(metadata[name])) for name in ("mean", "std"))
+    logits = fs.load(out / "net.safetensors")(jnp.asarray((dataset.test_images / 255 - mean) / std, jnp.float32))
+    accuracy = np.mean(np.argmax(logits, -1) == dataset.test_labels)
+    assert abs(accuracy - epoch["test_accuracy"]) <= 1 / 360  # rounding may tip one image
+
+    # And a second run does not replace it by accident.
+    again = train("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--out", out)
+    assert again.returncode == 1
+    assert "--force" in one_line_of(again)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--net_size", "3"], "--net_size must be one of 0.5, 1.0, 1.5, 2.0"),
+        (["--batch_size", "2000", "--dataset", "digits"], "--batch_size must be at most 1437"),
+        (["--no_such_option"], "--no_such_option"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path, arguments, said):
+    result = train(*arguments, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert said in one_line_of(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_option():
+    result = train("--help")
+    assert result.returncode == 0
+    for option in ("net_size", "dataset", "data_dir", "epochs", "batch_size", "learning_rate", "momentum"):
+        assert f"--{option}" in result.stdout
+    for option in ("weight_decay", "seed", "dtype", "out", "force"):
+        assert f"--{option}" in result.stdout
+
+
+def test_without_data_and_network_one_line_says_what_to_do(tmp_path):
+    proxy = "http://127.0.0.1:9"  # nobody answers there
+    environment = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY"), proxy) | {"NO_PROXY": "", "no_proxy": ""}
+    started = time.monotonic()
+    result = train("--data_dir", tmp_path / "empty", "--out", tmp_path / "out", **environment)
+    assert time.monotonic() - started < 15
+    assert result.returncode == 1
+    line = one_line_of(result)
+    assert "cifar-10-binary.tar.gz" in line
+    assert str(tmp_path / "empty") in line
+    assert "--dataset digits" in line
+
+
+def test_a_truncated_archive_is_one_line(tmp_path):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b too short")
+    result = train("--data_dir", tmp_path, "--out", tmp_path / "out")
+    assert result.returncode == 1
+    assert "cifar-10-binary.tar.gz is damaged or incomplete" in one_line_of(result)
+
+
+def test_an_interrupt_is_one_line(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), "--dataset", "digits", "--net_size", "0.5", "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("data")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "train.py: interrupted, no net was saved\n"
+
+
+def test_huge_pages_are_asked_for_once_and_beside_other_tunables():
+    environment = huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1", "HOME": "home"})
+    if environment is None:
+        pytest.skip("needs glibc 2.35 and transparent huge pages")
+    assert environment == {"GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1", "HOME": "home"}
+    assert huge_page_environment(environment) is None
+    assert huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) is None
