@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from jax.typing import DTypeLike
 
 from convert.errors import ConvertError
 from convert.layouts import Layout
@@ -213,7 +214,7 @@ class _Traced:
     """The Flax net, traced for one batch and dtype but not yet compiled."""
 
     def __init__(
-        self, architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray, dtype: jnp.dtype
+        self, architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray, dtype: DTypeLike
     ) -> None:
         dtype = np.dtype(dtype)
         # A scope of its own, so that float64 is possible here whatever the caller's JAX is set to.

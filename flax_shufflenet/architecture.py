@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 # 224 at size 2.0 is a copied typo for 244, the paper's width, but it is what the seed and some others have.
 _WIDTHS = {
@@ -122,7 +122,7 @@ class Architecture:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "Architecture":
         """The architecture that ``to_json`` wrote.
 
         Raises:

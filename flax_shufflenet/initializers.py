@@ -10,28 +10,31 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
 
 _CHUNK = 1 << 16
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _normal_chunk(key: Key[Array, ""], index: int, dtype: jnp.dtype) -> Float[Array, " chunk"]:
+def _normal_chunk(key: Key[Array, ""], index: int | Int[Array, ""], dtype: DTypeLike) -> Float[Array, " chunk"]:
     return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,), dtype)
 
 
 @partial(jax.jit, static_argnames="shape")
-def _cut(chunks: list[Float[Array, " chunk"]], std: float, shape: tuple[int, ...]) -> Float[Array, "..."]:
+def _cut(
+    chunks: list[Float[Array, " chunk"]], std: float | Float[Array, ""], shape: tuple[int, ...]
+) -> Float[Array, "..."]:
     return std * jnp.concatenate(chunks)[: math.prod(shape)].reshape(shape)
 
 
-def normal(key: Key[Array, ""], shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> Float[Array, "..."]:
+def normal(key: Key[Array, ""], shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Float[Array, "..."]:
     """Independent normal numbers with mean 0."""
     count = -(-math.prod(shape) // _CHUNK)
     return _cut([_normal_chunk(key, index, dtype) for index in range(count)], std, shape)
 
 
-def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "kh kw cin cout"]:
+def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "kh kw cin cout"]:
     """``torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`` of an HWIO kernel, not truncated.
 
     As in PyTorch, the fan-out of a grouped kernel counts all its output channels.
@@ -40,6 +43,6 @@ def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype
     return normal(key, shape, math.sqrt(2 / (height * width * out_channels)), dtype)
 
 
-def constant(value: float, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def constant(value: int, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """``value`` everywhere, made by NumPy: XLA would compile one program for each shape."""
     return jnp.asarray(np.full(shape, value, dtype))

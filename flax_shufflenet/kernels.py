@@ -1,9 +1,9 @@
 """The arithmetic of ShuffleNetV2, computed the way each platform is fast at.
 
-``conv2d``, ``linear`` and ``batch_norm`` are the only doors. GPU and TPU lower to XLA's own convolution. XLA's CPU backend has no fast
-path for depthwise convolutions, for three input channels, or for the kernel gradient of a 1x1
-convolution, so on CPU these three are written out as shifted slices and matrix products. Which of the two
-runs is decided when the program is lowered for a platform, so one traced function serves all.
+``conv2d``, ``linear`` and ``batch_norm`` are the only doors. GPU and TPU lower to XLA's own convolution.
+XLA's CPU backend has no fast path for depthwise convolutions, for three input channels, or for the kernel
+gradient of a 1x1 convolution, so on CPU these three are written out as shifted slices and matrix products.
+Which of the two runs is decided when the program is lowered for a platform, so one traced function serves all.
 """
 
 import operator

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_shufflenet import initializers, kernels
@@ -23,8 +24,8 @@ class Conv(nnx.Module):
         stride: int = 1,
         groups: int = 1,
         bias: bool = False,
-        dtype: jnp.dtype,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
@@ -51,7 +52,7 @@ class BatchNorm(nnx.Module):
     momentum = 0.1
     epsilon = 1e-5
 
-    def __init__(self, channels: int, *, param_dtype: jnp.dtype) -> None:
+    def __init__(self, channels: int, *, param_dtype: DTypeLike) -> None:
         constant = initializers.constant
         self.scale = nnx.Param(constant(1, (channels,), param_dtype))
         self.bias = nnx.Param(constant(0, (channels,), param_dtype))
@@ -102,8 +103,8 @@ class ConvBN(nnx.Module):
         groups: int = 1,
         relu: bool = False,
         conv_bias: bool = False,
-        dtype: jnp.dtype,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         self.conv = Conv(
@@ -134,8 +135,8 @@ class Linear(nnx.Module):
         out_features: int,
         *,
         bias: bool,
-        dtype: jnp.dtype,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         self.kernel = nnx.Param(initializers.normal(rngs.params(), (in_features, out_features), 0.01, param_dtype))

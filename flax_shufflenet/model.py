@@ -1,14 +1,19 @@
 """ShuffleNetV2 (Ma et al., ECCV 2018, https://arxiv.org/abs/1807.11164) as a Flax NNX module, in NHWC."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear
 
 FeatureMap = Float[Array, "n h w c"]
+OtherMap = Float[Array, "n oh ow oc"]
+"""A feature map whose height, width and channels may differ from the input's."""
 
 
 def channel_shuffle(x: FeatureMap, groups: int) -> FeatureMap:
@@ -17,7 +22,7 @@ def channel_shuffle(x: FeatureMap, groups: int) -> FeatureMap:
     return x.reshape(n, h, w, groups, c // groups).swapaxes(3, 4).reshape(n, h, w, c)
 
 
-def channel_split(x: FeatureMap, first: int) -> tuple[FeatureMap, FeatureMap]:
+def channel_split(x: FeatureMap, first: int) -> tuple[Float[Array, "n h w first"], Float[Array, "n h w rest"]]:
     """The first ``first`` channels, and the rest (paper, figure 3c)."""
     return x[..., :first], x[..., first:]
 
@@ -30,7 +35,7 @@ def _depthwise(channels: int, stride: int, **options) -> ConvBN:
     return ConvBN(channels, channels, kernel_size=3, stride=stride, groups=channels, **options)
 
 
-def _chain(units: nnx.List, x: FeatureMap) -> FeatureMap:
+def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
     for unit in units:
         x = unit(x)
     return x
@@ -85,7 +90,7 @@ class DownBlock(nnx.Module):
             ]
         )
 
-    def __call__(self, x: FeatureMap) -> FeatureMap:
+    def __call__(self, x: FeatureMap) -> OtherMap:
         x = jnp.concatenate([_chain(self.left, x), _chain(self.right, x)], axis=-1)
         return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
 
@@ -103,7 +108,7 @@ class ShuffleNetV2(nnx.Module):
         ValueError: float64 while JAX runs without ``jax_enable_x64``.
     """
 
-    def __init__(self, architecture: Architecture, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, architecture: Architecture, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(dtype)
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError("float64 needs jax.config.update('jax_enable_x64', True)")
@@ -158,7 +163,7 @@ class ShuffleNetV2(nnx.Module):
         return self.classifier(features) if self.architecture.num_classes else features
 
 
-def _max_pool(x: FeatureMap) -> FeatureMap:
+def _max_pool(x: FeatureMap) -> OtherMap:
     """PyTorch's 3x3 max-pool of stride 2 with padding 1."""
     lowest = jnp.array(-jnp.inf, x.dtype)
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))

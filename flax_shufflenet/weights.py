@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 
@@ -27,7 +28,7 @@ def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
 
 
 def check_arrays(
-    architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: jnp.dtype | None = None
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: DTypeLike | None = None
 ) -> ShuffleNetV2:
     """The net without values, once every array is known to be there with its shape, and no other.
 
@@ -53,7 +54,7 @@ def check_arrays(
 
 
 def from_arrays(
-    architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: jnp.dtype = jnp.float32
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: DTypeLike = jnp.float32
 ) -> ShuffleNetV2:
     """A net in eval mode, with these arrays under the names of ``flat_arrays``.
 
@@ -104,7 +105,7 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def load(path: str | os.PathLike[str], *, dtype: jnp.dtype | None = None) -> ShuffleNetV2:
+def load(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> ShuffleNetV2:
     """The net that ``save`` wrote, in eval mode.
 
     ``dtype`` is what it computes in, and the weights are made to fit; by default float32, or float64 where the

@@ -1,0 +1,22 @@
+"""Says what the tests run on, and keeps float64 possible only where a test asks for it."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+import torch
+
+
+def pytest_report_header() -> str:
+    device = jax.devices()[0]
+    return (
+        f"JAX {jax.__version__} on {device.device_kind} ({device.platform}), parity at matmul precision 'highest'; "
+        f"PyTorch {torch.__version__} on the CPU"
+    )
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """float64 in JAX, and matrix products in full float32 on accelerators."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        yield

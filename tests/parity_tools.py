@@ -1,0 +1,189 @@
+"""The same net in PyTorch and in JAX, with random weights and random statistics, and how far apart they are."""
+
+import functools
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from convert import mapping
+from convert.layouts import LAYOUTS, Layout
+from flax_shufflenet import Architecture, functional
+from flax_shufflenet.weights import flat_arrays, from_arrays
+
+# The bars of float64: the same function; ten steps let rounding grow.
+FLOAT64_BAR = 1e-10
+FLOAT64_BAR_AFTER_STEPS = 1e-8
+# JAX's float32 error may be twice PyTorch's; on accelerators, whose reductions are ordered otherwise, four times.
+FLOAT32_BAR = 2.0 if jax.devices()[0].platform == "cpu" else 4.0
+
+
+def randomise(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random affine parameters, statistics and biases: fresh ones hide swaps of scale, bias, mean and variance."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.5, generator=generator)
+                module.running_mean.normal_(0, 0.5, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                module.num_batches_tracked.random_(1, 1000, generator=generator)
+            elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.5, generator=generator)
+    return net
+
+
+def random_images(batch: int, height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, height, width, channels))
+
+
+def to_nchw(images: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(dtype)
+
+
+class Results(NamedTuple):
+    """Everything that a net gives for one batch; gradients and statistics under their Flax names and shapes."""
+
+    eval_output: np.ndarray
+    train_output: np.ndarray
+    gradients: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
+
+
+def split_statistics(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Running means and variances, and the rest without the counts."""
+    statistics = {name: array for name, array in arrays.items() if name.endswith((".mean", ".var"))}
+    rest = {
+        name: array
+        for name, array in arrays.items()
+        if name not in statistics and not name.endswith(".num_batches_tracked")
+    }
+    return statistics, rest
+
+
+def run_torch(
+    layout: Layout, architecture: Architecture, net: torch.nn.Module, images: np.ndarray, labels: np.ndarray
+) -> Results:
+    """Eval output first, then one pass in train mode with the gradients of the mean cross-entropy."""
+    dtype = next(net.parameters()).dtype
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x = to_nchw(images, dtype)
+    net.eval()
+    with torch.no_grad():
+        eval_output = net(x)
+    net.train()
+    net.zero_grad()
+    train_output = net(x)
+    F.cross_entropy(train_output, torch.from_numpy(labels)).backward()
+    values = dict(net.named_buffers())
+    values |= {name: parameter.grad for name, parameter in net.named_parameters()}
+    statistics, gradients = split_statistics(mapping.to_arrays(layout, architecture, values))
+    net.load_state_dict(before)
+    return Results(eval_output.numpy(), train_output.detach().numpy(), gradients, statistics)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(logits)
+    return -jnp.mean(jnp.take_along_axis(log_probabilities, labels[:, None], axis=1))
+
+
+class JaxNet:
+    """A converted net with one compiled function for both modes, the gradients and the statistics."""
+
+    def __init__(self, architecture: Architecture, arrays: Mapping[str, np.ndarray], dtype: jnp.dtype) -> None:
+        cast = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+        self.dtype = dtype
+        self.model = from_arrays(architecture, cast, dtype=dtype)
+        self.eval_structure, self.parameters, self.statistics = functional.split(self.model)
+        self.model.train()
+        self.train_structure, _, _ = functional.split(self.model)
+
+    def compiled(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
+        def everything(parameters, statistics, images, labels):
+            def loss(parameters):
+                output, new_statistics = self.train_structure.apply(parameters, statistics, images)
+                return cross_entropy(output, labels), (output, new_statistics)
+
+            gradients, (train_output, new_statistics) = jax.grad(loss, has_aux=True)(parameters)
+            eval_output, _ = self.eval_structure.apply(parameters, statistics, images)
+            return eval_output, train_output, gradients, new_statistics
+
+        images = jax.ShapeDtypeStruct(shape, self.dtype)
+        labels = jax.ShapeDtypeStruct(shape[:1], np.int64)
+        return jax.jit(everything).lower(self.parameters, self.statistics, images, labels)
+
+    def named(self, parameters: list[jax.Array], statistics: list[jax.Array]) -> dict[str, np.ndarray]:
+        model = self.train_structure.model(parameters, statistics)
+        return {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+
+
+class Pair(NamedTuple):
+    """One net on both sides, ready to run on batches of one shape."""
+
+    layout: Layout
+    architecture: Architecture
+    torch_net: torch.nn.Module
+    jax_nets: dict[str, JaxNet]
+    compiled: dict[str, jax.stages.Compiled]
+
+    def run_jax(self, dtype: str, images: np.ndarray, labels: np.ndarray) -> Results:
+        net = self.jax_nets[dtype]
+        outputs = self.compiled[dtype](net.parameters, net.statistics, images.astype(dtype), labels)
+        eval_output, train_output, gradients, new_statistics = outputs
+        statistics, named_gradients = split_statistics(net.named(gradients, new_statistics))
+        return Results(np.asarray(eval_output), np.asarray(train_output), named_gradients, statistics)
+
+
+@functools.cache
+def make_pair(architecture: Architecture, shape: tuple[int, ...], layout_name: str = "seed") -> Pair:
+    """Both nets with the same random weights; JAX's compiled for float64 and float32 at once, one on each core."""
+    layout = LAYOUTS[layout_name]
+    torch.manual_seed(0)
+    torch_net = randomise(layout.build_reference(architecture)).double()
+    arrays = mapping.to_arrays(layout, architecture, torch_net.float().state_dict())
+    torch_net.double()
+    jax_nets = {dtype: JaxNet(architecture, arrays, np.dtype(dtype)) for dtype in ("float64", "float32")}
+    lowered = {dtype: net.compiled(shape) for dtype, net in jax_nets.items()}
+
+    def compile_one(program: jax.stages.Lowered) -> jax.stages.Compiled:
+        with jax.enable_x64(True):
+            return program.compile()
+
+    with ThreadPoolExecutor() as pool:
+        compiled = dict(zip(lowered, pool.map(compile_one, lowered.values()), strict=True))
+    return Pair(layout, architecture, torch_net, jax_nets, compiled)
+
+
+def layer_scales(truth: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What a difference in each array is measured against: the largest value of the array, or for a scale or bias
+    the larger of the two. A bias whose effect the next normalisation removes has a true gradient of zero, and its
+    rounding says nothing on its own; the scale beside it has the same unit."""
+    scales = {}
+    for name in truth:
+        layer, _, kind = name.rpartition(".")
+        siblings = [f"{layer}.scale", f"{layer}.bias"] if kind in ("scale", "bias") else [name]
+        scales[name] = max(float(np.abs(truth[sibling]).max()) for sibling in siblings if sibling in truth) or 1.0
+    return scales
+
+
+def worst_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    """The largest relative difference over all arrays, and where it is."""
+    assert a.keys() == b.keys()
+    scales = layer_scales(b)
+    return max((float(np.abs(a[name] - b[name]).max()) / scales[name], name) for name in b)
+
+
+def pooled_error(a: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> float:
+    """Root mean square over all arrays of the errors, each array's relative to its scale."""
+    assert a.keys() == truth.keys()
+    scales = layer_scales(truth)
+    errors = [((a[name].astype(np.float64) - truth[name]) / scales[name]).ravel() for name in truth]
+    return float(np.sqrt(np.mean(np.square(np.concatenate(errors)))))
