@@ -88,14 +88,12 @@ def _run(config: Config, dataset: Dataset, metrics: MetricsWriter, console: Cons
     train_step = make_train_step(network, optimizer, config, dataset)
 
     # Compiled ahead, so that the first epoch's images per second are those of the others.
-    started = time.perf_counter()
-    order = epoch_order(config.seed, 0, count)
-    train_step = train_step.lower(state, images, labels, order).compile()
-    console.print(f"compiled in {time.perf_counter() - started:.0f} s")
+    console.print("compiling the train step")
+    train_step = train_step.lower(state, images, labels, epoch_order(config.seed, 0, count)).compile()
 
     evaluation = Evaluation(math.nan, 0.0)
     with _progress_bar(console) as progress:
-        bar = progress.add_task("", total=total_steps, figures="")
+        bar = progress.add_task("", total=total_steps, figures="first step")
         for epoch in range(1, config.epochs + 1):
             started = time.perf_counter()
             order = epoch_order(config.seed, epoch - 1, count)
