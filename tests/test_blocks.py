@@ -1,0 +1,193 @@
+"""Shuffle, split, each layer and each block alone against PyTorch, in float64 to the bar of the same function."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity_tools as tools
+import pytest
+import torch
+from flax import nnx
+
+import flax_shufflenet as fs
+import torch_ref
+from convert.verify import relative_difference
+from flax_shufflenet import functional
+from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+SHAPES = [(2, 8, 8), (3, 7, 9), (2, 1, 5)]
+
+
+def nhwc(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (116, 2), (12, 3), (6, 1)])
+def test_channel_shuffle_moves_every_channel_where_pytorch_does(channels: int, groups: int) -> None:
+    x = tools.random_images(2, 3, 5, channels)
+    theirs = torch_ref.ShuffleBlock(groups)(tools.to_nchw(x))
+    np.testing.assert_array_equal(fs.channel_shuffle(jnp.asarray(x), groups), nhwc(theirs))
+
+
+def test_channel_shuffle_interleaves_two_halves() -> None:
+    x = jnp.arange(6).reshape(1, 1, 1, 6)
+    assert fs.channel_shuffle(x.astype(float), 2).ravel().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(("channels", "ratio"), [(8, 0.5), (10, 0.3), (116, 0.25)])
+def test_channel_split_cuts_where_pytorch_does(channels: int, ratio: float) -> None:
+    x = tools.random_images(2, 3, 5, channels)
+    theirs = torch_ref.SplitBlock(ratio)(tools.to_nchw(x))
+    ours = fs.channel_split(jnp.asarray(x), int(channels * ratio))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, nhwc(b))
+
+
+def copy_units(units: list[ConvBN], modules: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]]) -> None:
+    for unit, (conv, bn) in zip(units, modules, strict=True):
+        unit.conv.kernel[...] = jnp.asarray(conv.weight.detach().numpy().transpose(2, 3, 1, 0))
+        unit.bn.scale[...], unit.bn.bias[...] = (jnp.asarray(p.detach().numpy()) for p in (bn.weight, bn.bias))
+        unit.bn.mean[...], unit.bn.var[...] = (jnp.asarray(b.numpy()) for b in (bn.running_mean, bn.running_var))
+
+
+def basic_block(channels: int, split_ratio: float = 0.5) -> tuple[fs.BasicBlock, torch.nn.Module]:
+    theirs = tools.randomise(torch_ref.BasicBlock(channels, split_ratio)).double()
+    architecture = fs.Architecture(stage_widths=(channels,), stage_blocks=(1,), split_ratio=split_ratio)
+    ours = fs.BasicBlock(channels, architecture, **options())
+    copy_units(ours.branch, [(theirs.conv1, theirs.bn1), (theirs.conv2, theirs.bn2), (theirs.conv3, theirs.bn3)])
+    return ours, theirs
+
+
+def down_block(in_channels: int, out_channels: int) -> tuple[fs.DownBlock, torch.nn.Module]:
+    theirs = tools.randomise(torch_ref.DownBlock(in_channels, out_channels)).double()
+    architecture = fs.Architecture(stage_widths=(out_channels,), stage_blocks=(0,), down_relu=False)
+    ours = fs.DownBlock(in_channels, out_channels, architecture, **options())
+    left, right = theirs.branch1, theirs.branch2
+    copy_units(ours.left, [(left[0], left[1]), (left[2], left[3])])
+    copy_units(ours.right, [(right[0], right[1]), (right[2], right[3]), (right[4], right[5])])
+    return ours, theirs
+
+
+def options() -> dict:
+    return {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0), "conv_bias": False}
+
+
+BLOCKS: dict[str, tuple[int, Callable]] = {
+    "basic-12": (12, lambda: basic_block(12)),
+    "basic-58-of-116": (116, lambda: basic_block(116)),
+    "basic-split-0.3": (20, lambda: basic_block(20, 0.3)),
+    "down-24-to-48": (24, lambda: down_block(24, 48)),
+    "down-3-to-10": (3, lambda: down_block(3, 10)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_in_eval_mode(block: str, shape: tuple[int, int, int]) -> None:
+    channels, make = BLOCKS[block]
+    ours, theirs = make()
+    x = tools.random_images(*shape, channels)
+    ours.eval()
+    theirs.eval()
+    assert relative_difference(ours(jnp.asarray(x)), nhwc(theirs(tools.to_nchw(x)))) <= tools.FLOAT64_BAR
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_in_train_mode_with_every_gradient_and_statistic(block: str, shape: tuple[int, int, int]) -> None:
+    channels, make = BLOCKS[block]
+    ours, theirs = make()
+    x = tools.random_images(*shape, channels)
+
+    their_x = tools.to_nchw(x).requires_grad_()
+    theirs.train()
+    their_y = theirs(their_x)
+    cotangent = np.random.default_rng(3).standard_normal(nhwc(their_y).shape)
+    their_y.backward(tools.to_nchw(cotangent))
+
+    structure, parameters, statistics = functional.split(ours)
+
+    def weighted_sum(parameters, x):
+        y, new_statistics = structure.apply(parameters, statistics, x)
+        return jnp.sum(y * cotangent), (y, new_statistics)
+
+    gradients, (y, new_statistics) = jax.grad(weighted_sum, (0, 1), has_aux=True)(parameters, jnp.asarray(x))
+    assert relative_difference(y, nhwc(their_y)) <= tools.FLOAT64_BAR
+    assert relative_difference(gradients[1], nhwc(their_x.grad)) <= tools.FLOAT64_BAR
+
+    # The same copy that filled our block puts PyTorch's gradients and statistics under our names.
+    expected, with_gradients = make()
+    with_gradients.load_state_dict(theirs.state_dict())
+    for parameter, source in zip(with_gradients.parameters(), theirs.parameters(), strict=True):
+        parameter.data = source.grad
+    units = [expected.branch] if isinstance(expected, fs.BasicBlock) else [expected.left, expected.right]
+    modules = [module for module in with_gradients.modules() if isinstance(module, torch.nn.Conv2d)]
+    norms = [module for module in with_gradients.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    copy_units([unit for branch in units for unit in branch], list(zip(modules, norms, strict=True)))
+    _, expected_gradients, expected_statistics = functional.split(expected)
+    names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(ours, nnx.Param))]
+    difference, name = tools.worst_difference(
+        dict(zip(names, gradients[0], strict=True)), dict(zip(names, expected_gradients, strict=True))
+    )
+    assert difference <= tools.FLOAT64_BAR, name
+    for a, b in zip(new_statistics, expected_statistics, strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            assert relative_difference(a, b) <= tools.FLOAT64_BAR
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("shape", [(2, 4, 4, 6), (2, 1, 1, 3), (32, 5, 3, 1)], ids=str)
+def test_batch_norm_output_statistics_and_count(shape: tuple[int, ...], mean: float) -> None:
+    x = np.random.default_rng(0).standard_normal(shape) + mean
+    theirs = tools.randomise(torch.nn.BatchNorm2d(shape[-1])).double()
+    ours = BatchNorm(shape[-1], param_dtype=jnp.float64)
+    ours.scale[...], ours.bias[...] = (jnp.asarray(p.detach().numpy()) for p in (theirs.weight, theirs.bias))
+    ours.mean[...], ours.var[...] = (jnp.asarray(b.numpy()) for b in (theirs.running_mean, theirs.running_var))
+    before = int(theirs.num_batches_tracked)
+    for _ in range(3):
+        y = ours(jnp.asarray(x))
+        their_y = theirs(tools.to_nchw(x))
+    assert relative_difference(y, nhwc(their_y)) <= tools.FLOAT64_BAR
+    assert relative_difference(ours.mean[...], theirs.running_mean.numpy()) <= tools.FLOAT64_BAR
+    assert relative_difference(ours.var[...], theirs.running_var.numpy()) <= tools.FLOAT64_BAR
+    assert int(ours.num_batches_tracked[...]) == 3 == int(theirs.num_batches_tracked) - before
+
+
+def test_batch_norm_in_float32_does_not_cancel_far_from_zero() -> None:
+    x = (np.random.default_rng(0).standard_normal((64, 8, 8, 4)) + 1e4).astype(np.float32)
+    y = BatchNorm(4, param_dtype=jnp.float32)(jnp.asarray(x))
+    assert np.asarray(y).std() == pytest.approx(1, abs=0.01)
+
+
+def test_batch_norm_refuses_one_value_per_channel_as_pytorch_does() -> None:
+    with pytest.raises(ValueError, match="more than 1 value"):
+        torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="more than one value"):
+        BatchNorm(3, param_dtype=jnp.float64)(jnp.zeros((1, 1, 1, 3)))
+
+
+def test_statistics_carry_no_gradient() -> None:
+    structure, parameters, statistics = functional.split(BatchNorm(3, param_dtype=jnp.float64))
+    x = jnp.asarray(tools.random_images(2, 3, 3))
+
+    def sum_of_statistics(x):
+        _, (mean, count, var) = structure.apply(parameters, statistics, x)
+        return mean.sum() + var.sum() + count
+
+    np.testing.assert_array_equal(jax.grad(sum_of_statistics)(x), np.zeros(x.shape))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_convolution_with_bias(kernel_size: int) -> None:
+    theirs = tools.randomise(torch.nn.Conv2d(3, 5, kernel_size, padding=kernel_size // 2, stride=2)).double()
+    ours = Conv(
+        3, 5, kernel_size=kernel_size, stride=2, bias=True,
+        dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    ours.kernel[...] = jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0))
+    ours.bias[...] = jnp.asarray(theirs.bias.detach().numpy())
+    x = tools.random_images(2, 7, 10)
+    assert relative_difference(ours(jnp.asarray(x)), nhwc(theirs(tools.to_nchw(x)))) <= tools.FLOAT64_BAR

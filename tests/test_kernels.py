@@ -1,0 +1,113 @@
+"""The formulations for CPU against XLA's own convolution: values and both gradients, in float64 to 1e-12."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from flax_shufflenet import kernels
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+CASES = {
+    "pointwise": ((2, 5, 7, 6), (1, 1, 6, 4), 1, 1),
+    "pointwise-one-row": ((1, 1, 1, 3), (1, 1, 3, 5), 1, 1),
+    "pointwise-many-rows": ((4, 8, 8, 29), (1, 1, 29, 58), 1, 1),
+    "depthwise": ((2, 8, 8, 6), (3, 3, 1, 6), 1, 6),
+    "depthwise-odd": ((3, 7, 5, 4), (3, 3, 1, 4), 1, 4),
+    "depthwise-stride2-even": ((2, 8, 6, 6), (3, 3, 1, 6), 2, 6),
+    "depthwise-stride2-odd": ((1, 9, 7, 5), (3, 3, 1, 5), 2, 5),
+    "depthwise-stride3": ((2, 10, 11, 2), (3, 3, 1, 2), 3, 2),
+    "depthwise-5x5-stride2": ((2, 9, 10, 3), (5, 5, 1, 3), 2, 3),
+    "depthwise-one-channel": ((2, 6, 6, 1), (3, 3, 1, 1), 1, 1),
+    "depthwise-one-pixel": ((1, 1, 1, 4), (3, 3, 1, 4), 2, 4),
+    "stem": ((2, 8, 6, 3), (3, 3, 3, 24), 1, 1),
+    "stem-stride2-odd": ((2, 9, 7, 3), (3, 3, 3, 8), 2, 1),
+    "dense-3x3": ((2, 6, 5, 8), (3, 3, 8, 4), 2, 1),
+    "grouped": ((2, 6, 5, 8), (3, 3, 4, 6), 1, 2),
+}
+
+
+def arrays(case: str) -> tuple[jax.Array, jax.Array, int, int]:
+    shape, kernel_shape, stride, groups = CASES[case]
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.standard_normal(s)) for s in (shape, kernel_shape))
+    return x, kernel, stride, groups
+
+
+def native(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_both_gradients(case: str) -> None:
+    x, kernel, stride, groups = arrays(case)
+    ours = partial(kernels.conv2d, stride=stride, groups=groups)
+    theirs = partial(native, stride=stride, groups=groups)
+    y, pull_back = jax.vjp(ours, x, kernel)
+    expected, expected_pull_back = jax.vjp(theirs, x, kernel)
+    dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape))
+    for a, b in zip((y, *pull_back(dy)), (expected, *expected_pull_back(dy)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("case", ["pointwise", "depthwise-odd", "depthwise-stride2-even", "stem"])
+def test_gradients_are_those_of_the_value_to_second_order(case: str) -> None:
+    x, kernel, stride, groups = arrays(case)
+    check_grads(partial(kernels.conv2d, stride=stride, groups=groups), (x, kernel), order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("case", ["pointwise", "depthwise", "depthwise-stride2-odd", "stem"])
+def test_vmap_and_scan_change_nothing(case: str) -> None:
+    x, kernel, stride, groups = arrays(case)
+    conv = partial(kernels.conv2d, stride=stride, groups=groups)
+    xs = jnp.stack([x, -2 * x, x[::-1]])
+    expected = jnp.stack([conv(each, kernel) for each in xs])
+    np.testing.assert_allclose(jax.vmap(conv, (0, None))(xs, kernel), expected, rtol=1e-12, atol=1e-12)
+    _, scanned = jax.lax.scan(lambda carry, each: (carry, conv(each, kernel)), None, xs)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-12, atol=1e-12)
+    gradient = jax.grad(lambda kernel: conv(x, kernel).sum())
+    np.testing.assert_allclose(jax.jit(gradient)(kernel), gradient(kernel), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["pointwise-many-rows", "depthwise", "stem"])
+def test_bfloat16_is_rounded_once(case: str) -> None:
+    """Sums are kept in float32, so the result is the float64 one rounded to bfloat16's 8 bits."""
+    x, kernel, stride, groups = arrays(case)
+    half_x, half_kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    y = kernels.conv2d(half_x, half_kernel, stride=stride, groups=groups)
+    exact = native(half_x.astype(jnp.float64), half_kernel.astype(jnp.float64), stride, groups)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float64), exact, rtol=2**-8, atol=float(1e-5 * jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("case", ["pointwise", "depthwise", "stem"])
+def test_accelerators_get_their_own_convolution(case: str) -> None:
+    x, kernel, stride, groups = arrays(case)
+    conv = jax.jit(partial(kernels.conv2d, stride=stride, groups=groups))
+    traced = conv.trace(x, kernel)
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize("features", [1024, 2048, 30])
+def test_linear_is_the_matrix_product(features: int) -> None:
+    random = np.random.default_rng(0)
+    x, kernel = random.standard_normal((3, features)), random.standard_normal((features, 7))
+    y = kernels.linear(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(y, x @ kernel, rtol=0, atol=1e-12 * np.abs(x @ kernel).max())
+
+
+def test_batch_norm_gradients_include_those_through_its_statistics() -> None:
+    random = np.random.default_rng(0)
+    x, scale, bias = (jnp.asarray(random.standard_normal(shape)) for shape in ((2, 3, 4, 5), 5, 5))
+    check_grads(jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5)), (x, scale, bias), order=1, modes=["rev"])

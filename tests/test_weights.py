@@ -1,0 +1,111 @@
+"""Saving and loading: every bit comes back, half-written files never exist, and damage is named."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import flax_shufflenet as fs
+from flax_shufflenet.weights import flat_arrays, from_arrays, write_whole
+
+SMALL = fs.Architecture(stage_widths=(8, 16, 32), stage_blocks=(1, 2, 1), stem_width=4, last_width=24)
+
+
+@pytest.fixture
+def model() -> fs.ShuffleNetV2:
+    model = fs.ShuffleNetV2(SMALL, rngs=nnx.Rngs(0))
+    model(jax.random.normal(jax.random.key(0), (4, 16, 16, 3)))  # statistics that are not the fresh ones
+    return model
+
+
+@pytest.fixture
+def saved(model: fs.ShuffleNetV2, tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    fs.save(model, path, {"dataset": "none"})
+    return path
+
+
+def test_every_array_and_the_architecture_come_back_in_eval_mode(model: fs.ShuffleNetV2, saved: Path) -> None:
+    loaded = fs.load(saved)
+    assert loaded.architecture == SMALL
+    assert loaded.stem.bn.use_running_average
+    arrays, loaded_arrays = flat_arrays(model), flat_arrays(loaded)
+    assert arrays.keys() == loaded_arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded_arrays[name], array, err_msg=name)
+        assert loaded_arrays[name].dtype == array.dtype
+    model.eval()
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_a_loaded_net_can_be_trained_on(saved: Path) -> None:
+    loaded = fs.load(saved)
+    loaded.train()
+    before = np.asarray(loaded.stem.bn.mean[...])
+    loaded(jnp.ones((2, 16, 16, 3)))
+    assert (np.asarray(loaded.stem.bn.mean[...]) != before).any()
+
+
+def test_metadata_is_kept_beside_the_architecture(saved: Path) -> None:
+    metadata = fs.read_metadata(saved)
+    assert metadata["dataset"] == "none"
+    assert json.loads(metadata["architecture"])["stage_widths"] == [8, 16, 32]
+
+
+def test_dtype_is_chosen_when_loading(saved: Path) -> None:
+    assert fs.load(saved, dtype=jnp.bfloat16)(jnp.ones((1, 16, 16, 3))).dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        wide = fs.load(saved, dtype=jnp.float64)
+        assert wide.stem.conv.kernel[...].dtype == jnp.float64
+        fs.save(wide, saved)
+        assert fs.load(saved).stem.conv.kernel[...].dtype == jnp.float64
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        fs.load(saved)
+    assert fs.load(saved, dtype=jnp.float32).stem.conv.kernel[...].dtype == jnp.float32
+
+
+def test_missing_unknown_and_misshaped_arrays_are_named(model: fs.ShuffleNetV2) -> None:
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+    for change, message in (
+        ({"stem.conv.kernel": None}, "stem.conv.kernel is missing"),
+        ({"extra": np.zeros(1)}, "extra is not part of this net"),
+        ({"stem.bn.mean": np.zeros(5, np.float32)}, r"stem.bn.mean has shape \[5\], not \[4\]"),
+        ({"stem.bn.mean": np.zeros(4, np.float16)}, "stem.bn.mean is float16, not float32"),
+    ):
+        changed = {name: array for name, array in {**arrays, **change}.items() if array is not None}
+        with pytest.raises(ValueError, match=message):
+            from_arrays(SMALL, changed)
+
+
+def test_files_that_are_not_ours_are_named(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        fs.load(tmp_path / "nothing")
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(3)}, foreign)
+    with pytest.raises(ValueError, match=r"foreign.*no architecture"):
+        fs.load(foreign)
+    whole = saved.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1], b"x" * 100, whole.replace(b"shuffle_groups", b"shuffle_grouse")):
+        saved.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"net\.safetensors"):
+            fs.load(saved)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(saved, b"new")
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
