@@ -50,10 +50,10 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
         ConvertError: the layout's nets compute something else; says what.
     """
     notes: list[str] = []
-    target = _with_stem(architecture, target, notes)
+    requested, target = target, _with_stem(architecture, target, notes)
     fields = family_fields(target)
     obstacles = [
-        f"{described[getattr(architecture, field)]}, and in the {target} layout {_of_target(described[fields[field]])}"
+        f"{described[getattr(architecture, field)]}, and in the {requested} layout {_of_target(described[fields[field]])}"
         for field, described in _OBSTACLES.items()
         if getattr(architecture, field) != fields[field]
     ]
@@ -62,7 +62,7 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
     if len(architecture.stage_widths) != 3:
         obstacles.append(f"it has {len(architecture.stage_widths)} stages, and every layout has 3")
     if obstacles:
-        raise ConvertError(f"the {target} layout cannot hold this net: {'; '.join(obstacles)}")
+        raise ConvertError(f"the {requested} layout cannot hold this net: {'; '.join(obstacles)}")
 
     changed = dict(arrays)
     if architecture.conv_bias and not fields["conv_bias"]:
@@ -79,7 +79,7 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
             notes.append("the head given a bias of zero")
         elif changed.pop("classifier.bias").any():
             raise ConvertError(
-                f"the {target} layout cannot hold this net: its head has a bias, and that layout's has none"
+                f"the {requested} layout cannot hold this net: its head has a bias, and that layout's has none"
             )
     if architecture.pool_size != fields["pool_size"]:
         own, other = (f"{n}x{n} values" if n else "all values" for n in (architecture.pool_size, fields["pool_size"]))

@@ -1,8 +1,12 @@
 """ShuffleNetV2 in JAX/Flax, weight for weight and gradient for gradient the PyTorch net."""
 
-from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
-from flax_shufflenet.model import BasicBlock, DownBlock, ShuffleNetV2, channel_shuffle, channel_split
-from flax_shufflenet.weights import load, read_metadata, save
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
+    from flax_shufflenet.model import BasicBlock, DownBlock, ShuffleNetV2, channel_shuffle, channel_split
+    from flax_shufflenet.weights import load, read_metadata, save
 
 __all__ = [
     "FAMILIES",
@@ -18,3 +22,22 @@ __all__ = [
     "save",
     "seed",
 ]
+
+# JAX and Flax take over a second to import, which a command's --help and its refusals should not wait for.
+_MODULES = {
+    **dict.fromkeys(("FAMILIES", "Architecture", "preset", "seed"), "architecture"),
+    **dict.fromkeys(("BasicBlock", "DownBlock", "ShuffleNetV2", "channel_shuffle", "channel_split"), "model"),
+    **dict.fromkeys(("load", "read_metadata", "save"), "weights"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

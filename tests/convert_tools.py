@@ -1,0 +1,49 @@
+"""Running ``python -m convert`` in this process, which has already imported PyTorch and JAX."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import pytest
+import torch
+from parity_tools import randomise
+
+from convert.__main__ import main
+from convert.layouts import LAYOUTS
+from flax_shufflenet import Architecture
+from flax_shufflenet.architecture import family_fields
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_convert(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Outcome:
+    with patch.object(sys, "argv", ["convert", *map(str, arguments)]):
+        try:
+            code = main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
+def small_architecture(layout: str, num_classes: int = 10, **fields: object) -> Architecture:
+    widths = {"stage_widths": (32, 64, 128), "stage_blocks": (1, 2, 1), "stem_width": 8, "last_width": 40}
+    return Architecture(**{**family_fields(layout), **widths, "num_classes": num_classes, **fields})
+
+
+def random_state_dict(layout: str, architecture: Architecture) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(randomise(LAYOUTS[layout].build_reference(architecture)).state_dict())
+
+
+def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Names, order, dtypes, shapes and every bit."""
+    assert list(a) == list(b)
+    for name, tensor in a.items():
+        assert tensor.dtype == b[name].dtype, name
+        assert torch.equal(tensor, b[name]), name

@@ -1,0 +1,258 @@
+"""``python -m convert``: every layout to Flax and back, across layouts, its proof, its report and its exit codes."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from convert_tools import assert_same_tensors, random_state_dict, run_convert, small_architecture
+from flax import nnx
+
+import convert
+import flax_shufflenet as fs
+from convert.across import family_of
+from convert.layouts import LAYOUTS
+from convert.verify import verify
+from flax_shufflenet.weights import flat_arrays
+
+ROOT = Path(__file__).parent.parent
+STEM_OF = {"chenyaofo": ["--stem", "cifar"], "torchvision": ["--stem", "imagenet"]}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_to_flax_and_back_bit_for_bit(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    architecture = small_architecture(layout, num_classes=7)
+    tensors = random_state_dict(layout, architecture)
+    checkpoint = tmp_path / "net.pt"
+    torch.save(tensors, checkpoint)
+
+    outcome = run_convert(capsys, checkpoint, *STEM_OF.get(layout, []))
+    assert outcome.code == 0, outcome.err
+    assert f"layout    {layout} " in outcome.out
+    assert "7 classes" in outcome.out
+    model = fs.load(tmp_path / "net.safetensors")
+    assert model.architecture == architecture
+
+    outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pt")
+    assert outcome.code == 0, outcome.err
+    assert_same_tensors(torch.load(tmp_path / "back.pt", weights_only=True), tensors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pt", "net.pt", "net.safetensors"]
+
+
+def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
+    """The seed's own checkpoint, saved by torch_ref, through two real processes."""
+    checkpoint = tmp_path / "ckpt.pt"
+    saved = subprocess.run(
+        [sys.executable, "-m", "torch_ref", "--net_size", "0.5", "--save", checkpoint],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Total params: 352,042" in saved.stdout
+    converted = subprocess.run(
+        [sys.executable, "-m", "convert", checkpoint], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (converted.returncode, converted.stderr) == (0, "")
+    assert "352,042 parameters" in converted.stdout
+    metadata = fs.read_metadata(tmp_path / "ckpt.safetensors")
+    assert metadata["layout"] == "seed"
+    assert metadata["source_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert json.loads(metadata["versions"])["jax"] == jax.__version__
+    assert fs.load(tmp_path / "ckpt.safetensors").architecture == fs.seed(0.5)
+
+
+def test_a_trained_flax_net_goes_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = fs.ShuffleNetV2(small_architecture("seed"), rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    model(images)
+    model.eval()
+    fs.save(model, tmp_path / "net.safetensors")
+    outcome = run_convert(capsys, tmp_path / "net.safetensors")
+    assert outcome.code == 0, outcome.err
+    net = LAYOUTS["seed"].build_reference(model.architecture)
+    net.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True), strict=True)
+    with torch.no_grad():
+        theirs = net.eval()(torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(model(images), theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("kuangliu", "chenyaofo", "averages 4x4 values"),
+        ("kuangliu", "torchvision", "net.maxpool = nn.Identity()"),
+        ("torchvision", "mmpretrain", ""),
+        ("torchvision", "ericsun99", "averages all values"),
+        ("ericsun99", "torchvision", "averages 7x7 values"),
+    ],
+)
+def test_one_pytorch_layout_to_another(
+    source: str, target: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = random_state_dict(source, small_architecture(source))
+    torch.save(tensors, tmp_path / "net.pt")
+    outcome = run_convert(
+        capsys, tmp_path / "net.pt", "--to", target, "-o", tmp_path / "other.pt", *STEM_OF.get(source, [])
+    )
+    assert outcome.code == 0, outcome.err
+    assert said in outcome.out
+    other = torch.load(tmp_path / "other.pt", weights_only=True)
+    by_shape = sorted(tensors.values(), key=lambda tensor: (tuple(tensor.shape), float(tensor.double().sum())))
+    other_by_shape = sorted(other.values(), key=lambda tensor: (tuple(tensor.shape), float(tensor.double().sum())))
+    assert all(torch.equal(a, b) for a, b in zip(by_shape, other_by_shape, strict=True))
+    outcome = run_convert(capsys, tmp_path / "other.pt", *(STEM_OF.get(target, []) if said != "net.maxpool" else []))
+    assert target in outcome.out or source == "kuangliu"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("kuangliu", "seed", "its down blocks have ReLUs"),
+        ("seed", "torchvision", "its down blocks have no ReLU"),
+        ("megvii", "torchvision", "it shuffles before each basic block"),
+        ("weiaicunzai", "chenyaofo", "its stem has no ReLU"),
+        ("chenyaofo", "mmpretrain", "its stem has stride 1"),
+    ],
+)
+def test_a_layout_that_cannot_hold_a_net_says_why(
+    source: str, target: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(random_state_dict(source, small_architecture(source)), tmp_path / "net.pt")
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--to", target)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert f"the {target} layout cannot hold this net: {reason}" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_convolution_biases_fold_into_a_layout_without_them() -> None:
+    architecture = small_architecture("chenyaofo", conv_bias=True)
+    model = fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0))
+    for _, module in nnx.iter_modules(model):
+        if hasattr(module, "num_batches_tracked"):
+            module.mean[...] = jax.random.normal(jax.random.key(0), module.mean.shape)
+        if getattr(module, "bias", None) is not None:
+            module.bias[...] = jax.random.normal(jax.random.key(1), module.bias.shape)
+    tensors = convert.to_torch(model, "chenyaofo")
+    assert not any(name.startswith("conv1.0.bias") for name in tensors)
+    expected = model.stem.bn.mean[...] - model.stem.conv.bias[...]
+    np.testing.assert_array_equal(tensors["conv1.1.running_mean"], expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_familys_own_architecture_is_recognised(layout: str) -> None:
+    assert family_of(fs.preset(layout, 1.0)) in (layout, "torchvision")  # mmpretrain's nets are torchvision's
+
+
+def test_the_python_interface_does_the_same(tmp_path: Path) -> None:
+    architecture = small_architecture("kuangliu")
+    tensors = random_state_dict("kuangliu", architecture)
+    model, report = convert.load_torch({"net": tensors, "acc": 90.0})
+    assert model.architecture == architecture
+    assert report.proof.failure is None
+    assert report.proof.float64 <= 1e-10
+    assert_same_tensors(convert.to_torch(model, "kuangliu"), tensors)
+    torch.save(tensors, tmp_path / "net.pt")
+    from_file, _ = convert.load_torch(tmp_path / "net.pt")
+    for name, array in flat_arrays(model).items():
+        np.testing.assert_array_equal(flat_arrays(from_file)[name], array)
+    with pytest.raises(convert.ConvertError, match="the layout must be one of seed, kuangliu"):
+        convert.to_torch(model, "resnet")
+
+
+def swapped(arrays: dict[str, np.ndarray], one: str, other: str) -> dict[str, np.ndarray]:
+    return {**arrays, one: arrays[other], other: arrays[one]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "layer"),
+    [
+        ("stages.1.1.branch.0.conv.kernel", "stages.1.1.branch.2.conv.kernel", "layer2.1.bn1"),
+        ("stages.0.1.branch.1.bn.scale", "stages.0.1.branch.1.bn.bias", "layer1.1.bn2"),
+        ("stages.2.0.right.1.bn.mean", "stages.2.0.right.1.bn.var", "layer3.0.branch2.3"),
+        ("last.bn.mean", "last.bn.bias", "bn2"),
+    ],
+)
+def test_the_proof_finds_what_shapes_cannot_and_names_the_first_layer(one: str, other: str, layer: str) -> None:
+    from convert import mapping
+
+    architecture = small_architecture("seed")
+    tensors = random_state_dict("seed", architecture)
+    arrays = swapped(mapping.to_arrays(LAYOUTS["seed"], architecture, tensors), one, other)
+    proof = verify(LAYOUTS["seed"], architecture, tensors, architecture, arrays)
+    assert proof.failure == f"the nets differ from layer {layer} on"
+
+
+def test_a_failed_proof_writes_nothing_and_shows_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convert import mapping
+
+    right = mapping.to_arrays
+    monkeypatch.setattr(mapping, "to_arrays", lambda *a: swapped(right(*a), "stem.bn.scale", "stem.bn.bias"))
+    monkeypatch.setattr("convert.api._check_round_trip", lambda *_: None)
+    torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
+    report = tmp_path / "report.md"
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--report", report)
+    assert outcome.code == 1
+    assert "the proof failed, the nets differ from layer bn1 on; nothing was written" in outcome.err
+    assert "layer1.0.branch1.1" in outcome.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt", "report.md"]
+    assert "failed: the nets differ from layer bn1 on" in report.read_text()
+
+
+def test_certificate_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
+    report, plot = tmp_path / "report.md", tmp_path / "plot.png"
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--report", report, "--plot", plot)
+    assert outcome.code == 0, outcome.err
+    text = report.read_text()
+    assert "proven" in text
+    assert hashlib.sha256((tmp_path / "net.pt").read_bytes()).hexdigest() in text
+    assert all(f"| `{layer}` |" in text for layer in ("bn1", "layer2.2.bn3", "bn2"))
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_real_images_instead_of_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, digit in enumerate(load_digits().images[:12]):
+        size = (32, 32) if number < 8 else (48, 40)
+        Image.fromarray((digit * 15).astype(np.uint8)).resize(size).save(folder / f"{number}.png")
+    torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--images", folder)
+    assert outcome.code == 0, outcome.err
+    assert "8x32x32x3" in outcome.out
+    assert "the same for 12 of 12 images" in outcome.out
+    (folder / "broken.png").write_bytes(b"not an image")
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--images", folder, "--force")
+    assert outcome.code == 1
+    assert "broken.png: cannot be read as an image" in outcome.err
+
+
+def test_files_that_exist_are_kept_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
+    existing = tmp_path / "net.safetensors"
+    existing.write_bytes(b"mine")
+    outcome = run_convert(capsys, tmp_path / "net.pt")
+    assert (outcome.code, existing.read_bytes()) == (1, b"mine")
+    assert "overwrite it with --force" in outcome.err
+    assert run_convert(capsys, tmp_path / "net.pt", "--force").code == 0
+    assert fs.load(existing).architecture.stage_widths == (32, 64, 128)
+    outcome = run_convert(capsys, tmp_path / "net.pt", "-o", tmp_path / "nowhere" / "net.safetensors")
+    assert outcome.code == 1
+    assert "there is no folder" in outcome.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["net.pt", "--stem", "vgg"], ["net.pt", "--no_such_flag"]])
+def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_convert(capsys, *arguments).code == 2
