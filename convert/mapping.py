@@ -52,8 +52,8 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
         name = f"{conv}.weight"
         if name not in tensors:
             raise ConvertError(f"{name} is missing")
-        if tensors[name].ndim != 4:
-            raise ConvertError(f"{name} has shape {list(tensors[name].shape)}; a convolution's has 4 numbers")
+        if tensors[name].ndim != 4 or 0 in tensors[name].shape:
+            raise ConvertError(f"{name} has shape {list(tensors[name].shape)}; a convolution's has 4 numbers above 0")
         return tensors[name].shape
 
     stage_blocks = _count_blocks(layout, tensors)
@@ -69,7 +69,10 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
     fields = family_fields(layout.name)
     num_classes = 0
     if f"{layout.head}.weight" in tensors:
-        num_classes = tensors[f"{layout.head}.weight"].shape[0]
+        head = tensors[f"{layout.head}.weight"]
+        if head.ndim != 2:
+            raise ConvertError(f"{layout.head}.weight has shape {list(head.shape)}; a linear layer's has 2 numbers")
+        num_classes = head.shape[0]
         fields["head_bias"] = f"{layout.head}.bias" in tensors
     last_width = shape(parts["last"])[0]
     try:

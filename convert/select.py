@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, NoReturn
 
 import torch
 
-from convert.errors import ConvertError, listing
+from convert.errors import ConvertError, listing, printable
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
 from flax_shufflenet import Architecture
@@ -15,9 +16,14 @@ from flax_shufflenet.architecture import family_fields
 Stem = Literal["cifar", "imagenet"]
 
 _MAX_DEPTH = 8
+_MAX_NETS = 100
+_MAX_SHARING = 8
 
 # Counters that profilers and averaging leave among a net's buffers.
 _BYSTANDERS = ("total_ops", "total_params", "n_averaged")
+
+# Parts of the names that trainers have for averaged weights.
+_AVERAGES = {"ema", "emamodel", "modelema", "netema", "averaged", "swa"}
 
 # Keys that tell other architectures, for the refusal to name.
 _OTHER_NETS = {
@@ -64,7 +70,13 @@ class _Candidate:
 
     @property
     def is_average(self) -> bool:
-        return any("ema" in part.lower() for part in self.where.replace("_", ".").split("."))
+        parts = self.place.lower().replace("_", ".").split(".")
+        return not _AVERAGES.isdisjoint(parts)
+
+    @property
+    def net_prefix(self) -> str:
+        """What stands before the head's name too."""
+        return self.prefix.removesuffix(self.layout.root)
 
     @property
     def place(self) -> str:
@@ -86,28 +98,49 @@ def find_net(
     Raises:
         ConvertError: no net, several nets, tensors left over, or values that no net has.
     """
-    candidate = _choose(list(_candidates(content)), content, use_ema, key)
+    candidates = list(islice(_candidates(content), _MAX_NETS + 1))
+    if len(candidates) > _MAX_NETS:
+        raise ConvertError(f"holds more than {_MAX_NETS} nets; save the state_dict() of the one you want alone")
+    candidate = _choose(candidates, content, use_ema, key)
     layout = candidate.layout
-    notes = [f"found at: {candidate.place}"]
-    if layout.name in ("chenyaofo", "torchvision"):
-        candidate_tensors, head_notes, absent = _take(candidate, backbone)
-        layout, why = _decide_stem(candidate_tensors, layout, stem)
+    if stem is not None and layout.name != "chenyaofo":
+        raise ConvertError(
+            f"--stem is for torchvision's and chenyaofo's names; this is a {layout.name} checkpoint, leave it out"
+        )
+    notes = [f"found at: {printable(candidate.place, 200)}"]
+    siblings = [other for other in candidates if other.where == candidate.where]
+    own = _own_tensors(candidate, siblings, alone=key is not None)
+    if beside := len(candidate.tensors) - len(own):
+        notes.append(f"left out: {beside} tensors beside the net")
+    tensors, head_notes, absent = _take(candidate, own, backbone)
+    if layout.name == "chenyaofo":
+        layout, why = _decide_stem(tensors, layout, stem)
         notes.append(why)
-    else:
-        if stem is not None:
-            raise ConvertError(f"--stem is for torchvision's and chenyaofo's names; this is a {layout.name} checkpoint")
-        candidate_tensors, head_notes, absent = _take(candidate, backbone)
-    tensors = _check_values(candidate_tensors)
+    if any(_is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
+        notes.append("num_batches_tracked is stored as floating-point; made whole numbers")
+    tensors = _check_values(tensors)
     return Net(layout, infer_architecture(layout, tensors), tensors, (*notes, *head_notes), absent)
 
 
-def _mappings(content: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Every mapping in the content, with the dotted path to it. argparse's namespaces are no place for a net."""
-    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
+def _mappings(
+    content: Any, where: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every mapping in the content once, with the dotted path to it."""
+    seen = set() if seen is None else seen
+    if id(content) in seen or depth > _MAX_DEPTH:
         return
-    yield where, content
-    for key, value in content.items():
-        yield from _mappings(value, f"{where}.{key}".lstrip("."), depth + 1)
+    if isinstance(content, Mapping):
+        items = content.items()
+    elif isinstance(content, list | tuple):
+        items = enumerate(content)
+    else:
+        return
+    seen.add(id(content))
+    if isinstance(content, Mapping):
+        yield where, content
+    for key, value in items:
+        if isinstance(value, Mapping | list | tuple):
+            yield from _mappings(value, f"{where}.{printable(str(key), 100)}".lstrip("."), depth + 1, seen)
 
 
 def _candidates(content: Any) -> Iterator[_Candidate]:
@@ -126,17 +159,17 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
         chosen = [candidate for candidate in candidates if candidate.place == key.strip(".")]
         if not chosen:
             places = listing([candidate.place for candidate in candidates]) or "none"
-            raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is: {places}")
+            raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is one at: {places}")
     else:
         chosen = [candidate for candidate in candidates if candidate.is_average == use_ema]
         if candidates and not chosen:
             if use_ema:
-                raise ConvertError("--use_ema: there are no averaged weights in this file")
+                raise ConvertError("--use_ema: there are no averaged weights in this file; leave it out")
             chosen = candidates  # a file of averaged weights alone
     if not chosen:
         raise ConvertError(f"no ShuffleNetV2 in it; it looks like {_describe(content)}")
     if len(chosen) > 1:
-        places = ", ".join(candidate.place for candidate in chosen)
+        places = listing([candidate.place for candidate in chosen], shown=8)
         raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
     return chosen[0]
 
@@ -153,14 +186,29 @@ def _describe(content: Any) -> str:
     return f"a lone {type(content).__name__}"
 
 
-def _take(candidate: _Candidate, backbone: bool) -> tuple[dict[str, torch.Tensor], list[str], bool]:
+def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool) -> dict[str, torch.Tensor]:
+    """The tensors that may be this net's and no other's in the same mapping; ``alone``: only those after its prefix."""
+    mine = candidate.net_prefix
+    prefixes = {mine, *(other.net_prefix for other in siblings)}
+
+    def is_mine(name: str) -> bool:
+        # A head may stand outside the prefix, so what follows no net's prefix may belong to this one.
+        outside = "" if alone else mine
+        return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=outside) == mine
+
+    return {name: tensor for name, tensor in candidate.tensors.items() if is_mine(name)}
+
+
+def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str, torch.Tensor], list[str], bool]:
     """The net's tensors under the layout's own names; notes on the head and on what was left; counts absent?"""
     layout, prefix = candidate.layout, candidate.prefix
-    blocks = infer_architecture(layout, _Renamed(candidate.tensors, prefix, layout.root)).stage_blocks
+    named = {layout.root + name.removeprefix(prefix): t for name, t in own.items() if name.startswith(prefix)}
+    trunk = {name: tensor for name, tensor in named.items() if not name.startswith(f"{layout.head}.")}
+    blocks = infer_architecture(layout, trunk).stage_blocks
     conv_bias = bool(family_fields(layout.name)["conv_bias"])
     trunk_names = _trunk_names(layout, blocks, conv_bias)
     found, rest = {}, {}
-    for name, tensor in candidate.tensors.items():
+    for name, tensor in own.items():
         own_name = layout.root + name.removeprefix(prefix)
         if name.startswith(prefix) and own_name in trunk_names:
             found[own_name] = tensor
@@ -184,29 +232,28 @@ def _take(candidate: _Candidate, backbone: bool) -> tuple[dict[str, torch.Tensor
         if rest:
             notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
     else:
-        head = _find_head(rest, layout, prefix, features=found[_last_conv(layout, blocks)].shape[0])
+        head = _find_head(rest, layout, candidate.net_prefix, features=found[_last_conv(layout, blocks)].shape[0])
         for own_name, name in head.items():
             found[own_name] = rest.pop(name)
-        if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != prefix + layout.head:
-            notes.append(f"head: {taken}, the one linear layer that fits ({layout.head} in this layout)")
+        if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != (
+            usual := candidate.net_prefix + layout.head
+        ):
+            notes.append(f"head: {printable(taken, 200)}, the one linear layer that fits ({usual} in this layout)")
         if rest:
-            raise ConvertError(
-                f"the tensors do not make a {layout.name} ShuffleNetV2: "
-                f"{listing([f'{name} belongs to no part of the net' for name in rest])}; "
-                "--backbone takes the backbone alone"
-            )
+            _refuse_leftovers(candidate, list(rest), bool(head))
     if f"{layout.head}.weight" not in found:
         notes.append("no head: the net returns its pooled features")
     return found, notes, absent
 
 
-class _Renamed(dict[str, torch.Tensor]):
-    """The tensors after a prefix, under the layout's own names."""
-
-    def __init__(self, tensors: Tensors, prefix: str, root: str) -> None:
-        super().__init__(
-            {root + name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        )
+def _refuse_leftovers(candidate: _Candidate, names: list[str], has_head: bool) -> NoReturn:
+    remedy = "--backbone takes the backbone alone"
+    if has_head and not any(name.startswith(candidate.net_prefix) for name in names):
+        remedy = f"--key {candidate.place} takes the net there alone"
+    raise ConvertError(
+        f"the tensors do not make a {candidate.layout.name} ShuffleNetV2: "
+        f"{listing([f'{name} belongs to no part of the net' for name in names])}; {remedy}"
+    )
 
 
 def _trunk_names(layout: Layout, stage_blocks: tuple[int, ...], conv_bias: bool) -> set[str]:
@@ -221,24 +268,25 @@ def _last_conv(layout: Layout, stage_blocks: tuple[int, ...]) -> str:
     return next(part.conv for part in layout.parts(stage_blocks) if part.flax == "last") + ".weight"
 
 
-def _find_head(rest: Tensors, layout: Layout, prefix: str, features: int) -> dict[str, str]:
+def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:
     """The head's tensors, own name to found name: under its usual name, or the one linear layer that fits."""
-    linear = [
-        name.removesuffix(".weight")
-        for name, tensor in rest.items()
-        if name.endswith(".weight") and tensor.ndim == 2 and tensor.shape[1] == features
-    ]
-    usual = [name for name in linear if name == prefix.removesuffix(layout.root) + layout.head]
-    if not usual and len(linear) != 1:
-        return {}
-    (head,) = usual or linear
+    head = net_prefix + layout.head
+    if f"{head}.weight" not in rest:
+        fitting = [
+            name.removesuffix(".weight")
+            for name, tensor in rest.items()
+            if name.endswith(".weight") and tensor.ndim == 2 and tensor.shape[1] == features
+        ]
+        if len(fitting) != 1:
+            return {}
+        (head,) = fitting
     return {f"{layout.head}.{kind}": f"{head}.{kind}" for kind in ("weight", "bias") if f"{head}.{kind}" in rest}
 
 
 def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None) -> tuple[Layout, str]:
     """torchvision and chenyaofo differ only in the stem's stride and pool, which leave no trace in the tensors."""
     head = tensors.get(f"{layout.head}.weight")
-    classes = 0 if head is None else head.shape[0]
+    classes = head.shape[0] if head is not None and head.ndim else 0
     if stem is None:
         stem = "cifar" if classes in (10, 100) else "imagenet"
         reason = f"assumed from its {classes} classes" if classes else "assumed, there is no class count to go by"
@@ -251,31 +299,47 @@ def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None) -> tuple[L
 
 
 def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Plain dense tensors with values that a net can have.
+    """Plain dense tensors with values that a net can have; counts as whole numbers.
 
     Raises:
         ConvertError: another kind of tensor or dtype, NaN or infinite values, or a negative variance.
     """
     problems = [f"{name} is {problem}" for name, tensor in tensors.items() if (problem := _problem(name, tensor))]
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if not _is_count(name)}
     if torch.float64 in dtypes and len(dtypes) > 1:
         problems.append("some weights are float64 and others are not; make them all one dtype")
     if problems:
         raise ConvertError(listing(problems))
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    # Each tensor gets memory of its own, so a few bytes that many tensors share must not grow without bound.
+    claimed = sum(tensor.nbytes for tensor in tensors.values())
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    if claimed > _MAX_SHARING * sum(storages.values()):
+        raise ConvertError(
+            f"tensors of {claimed:,} bytes share {sum(storages.values()):,}; save a clone() of each tensor"
+        )
+    return {
+        name: tensor.detach().long() if _is_count(name) else tensor.detach().contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_count(name: str) -> bool:
+    return name.endswith(".num_batches_tracked")
 
 
 def _problem(name: str, tensor: torch.Tensor) -> str | None:
     if tensor.is_quantized:
         return "int8-quantised; save the float net's state_dict() before quantising"
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return f"a {str(tensor.layout).removeprefix('torch.')} tensor on device {tensor.device}, not a plain one"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"{list(tensor.shape)}, more than what is stored of it"
-    if name.endswith(".num_batches_tracked"):
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() != 1:
-            return f"{tensor.dtype} of shape {list(tensor.shape)}, not a whole number"
-        return None
+        kind = str(tensor.layout).removeprefix("torch.")
+        return f"a {kind} tensor on device {tensor.device}; make it a plain one on the CPU"
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        return f"{list(tensor.shape)}, more than is stored of it; save a clone() of it"
+    if _is_count(name):
+        if tensor.numel() != 1 or tensor.is_complex():
+            return f"{tensor.dtype} of shape {list(tensor.shape)}, not one whole number"
+        count = float(tensor)
+        return None if count.is_integer() and 0 <= count < 2**31 else f"{count:g}, not a count that int32 holds"
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"{tensor.dtype}; weights are floating-point"
     if not bool(torch.isfinite(tensor).all()):
