@@ -148,12 +148,29 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 _BYSTANDERS = {
     "argparse.Namespace",
     "types.SimpleNamespace",
-    "builtins.set",
-    "builtins.frozenset",
-    "builtins.bytearray",
-    "builtins.complex",
-    "builtins.slice",
-    "builtins.range",
+    *(
+        f"builtins.{name}"
+        for name in (
+            "bool",
+            "bytearray",
+            "bytes",
+            "complex",
+            "dict",
+            "float",
+            "frozenset",
+            "int",
+            "list",
+            "long",
+            "object",
+            "range",
+            "set",
+            "slice",
+            "str",
+            "tuple",
+            "unicode",
+            "xrange",
+        )  # fmt: skip
+    ),
     "_codecs.encode",
     "collections.deque",
     "datetime.date",
@@ -169,9 +186,6 @@ _BYSTANDERS = {
     "torch.nn.parameter.Buffer",
     "torch.serialization._get_layout",
 }
-
-# Python 2's names.
-_RENAMED_MODULES = {"__builtin__": "builtins", "UserDict": "collections", "copy_reg": "copyreg"}
 
 
 def _call(build: Any, arguments: Any) -> Any:
@@ -255,7 +269,7 @@ class InertUnpickler(pickle._Unpickler):
         raise ConvertError(_explain_foreign(list(self.foreign)))
 
     def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{_RENAMED_MODULES.get(module, module)}.{name}"
+        full_name = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's name, which protocol 2 keeps
         if full_name in _BUILDERS:
             return _BUILDERS[full_name]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
