@@ -53,7 +53,7 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
     requested, target = target, _with_stem(architecture, target, notes)
     fields = family_fields(target)
     obstacles = [
-        f"{described[getattr(architecture, field)]}, and in the {requested} layout {_of_target(described[fields[field]])}"
+        f"{described[getattr(architecture, field)]}, and in that layout {_of_target(described[fields[field]])}"
         for field, described in _OBSTACLES.items()
         if getattr(architecture, field) != fields[field]
     ]

@@ -8,12 +8,12 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from convert_tools import small_architecture
-from parity_tools import randomise
 
 from convert import api, mapping
 from convert.layouts import LAYOUTS
 from convert.read import read
 from convert.select import Net, find_net
+from torch_ref.randomise import randomise
 
 
 @functools.cache

@@ -7,12 +7,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from parity_tools import randomise
 
 from convert.__main__ import main
 from convert.layouts import LAYOUTS
 from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
+from torch_ref.randomise import randomise
 
 
 class Outcome(NamedTuple):

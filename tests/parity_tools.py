@@ -15,30 +15,13 @@ from convert import mapping
 from convert.layouts import LAYOUTS, Layout
 from flax_shufflenet import Architecture, functional
 from flax_shufflenet.weights import flat_arrays, from_arrays
+from torch_ref.randomise import randomise
 
 # The bars of float64: the same function; ten steps let rounding grow.
 FLOAT64_BAR = 1e-10
 FLOAT64_BAR_AFTER_STEPS = 1e-8
 # JAX's float32 error may be twice PyTorch's; on accelerators, whose reductions are ordered otherwise, four times.
 FLOAT32_BAR = 2.0 if jax.devices()[0].platform == "cpu" else 4.0
-
-
-def randomise(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random affine parameters, statistics and biases: fresh ones hide swaps of scale, bias, mean and variance."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.5, generator=generator)
-                module.running_mean.normal_(0, 0.5, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-                module.num_batches_tracked.random_(1, 1000, generator=generator)
-            elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-                module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.normal_(0, 0.5, generator=generator)
-    return net
 
 
 def random_images(batch: int, height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

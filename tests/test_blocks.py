@@ -15,6 +15,7 @@ import torch_ref
 from convert.verify import relative_difference
 from flax_shufflenet import functional
 from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
+from torch_ref.randomise import randomise
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -54,7 +55,7 @@ def copy_units(units: list[ConvBN], modules: list[tuple[torch.nn.Conv2d, torch.n
 
 
 def basic_block(channels: int, split_ratio: float = 0.5) -> tuple[fs.BasicBlock, torch.nn.Module]:
-    theirs = tools.randomise(torch_ref.BasicBlock(channels, split_ratio)).double()
+    theirs = randomise(torch_ref.BasicBlock(channels, split_ratio)).double()
     architecture = fs.Architecture(stage_widths=(channels,), stage_blocks=(1,), split_ratio=split_ratio)
     ours = fs.BasicBlock(channels, architecture, **options())
     copy_units(ours.branch, [(theirs.conv1, theirs.bn1), (theirs.conv2, theirs.bn2), (theirs.conv3, theirs.bn3)])
@@ -62,7 +63,7 @@ def basic_block(channels: int, split_ratio: float = 0.5) -> tuple[fs.BasicBlock,
 
 
 def down_block(in_channels: int, out_channels: int) -> tuple[fs.DownBlock, torch.nn.Module]:
-    theirs = tools.randomise(torch_ref.DownBlock(in_channels, out_channels)).double()
+    theirs = randomise(torch_ref.DownBlock(in_channels, out_channels)).double()
     architecture = fs.Architecture(stage_widths=(out_channels,), stage_blocks=(0,), down_relu=False)
     ours = fs.DownBlock(in_channels, out_channels, architecture, **options())
     left, right = theirs.branch1, theirs.branch2
@@ -142,7 +143,7 @@ def test_block_in_train_mode_with_every_gradient_and_statistic(block: str, shape
 @pytest.mark.parametrize("shape", [(2, 4, 4, 6), (2, 1, 1, 3), (32, 5, 3, 1)], ids=str)
 def test_batch_norm_output_statistics_and_count(shape: tuple[int, ...], mean: float) -> None:
     x = np.random.default_rng(0).standard_normal(shape) + mean
-    theirs = tools.randomise(torch.nn.BatchNorm2d(shape[-1])).double()
+    theirs = randomise(torch.nn.BatchNorm2d(shape[-1])).double()
     ours = BatchNorm(shape[-1], param_dtype=jnp.float64)
     ours.scale[...], ours.bias[...] = (jnp.asarray(p.detach().numpy()) for p in (theirs.weight, theirs.bias))
     ours.mean[...], ours.var[...] = (jnp.asarray(b.numpy()) for b in (theirs.running_mean, theirs.running_var))
@@ -182,7 +183,7 @@ def test_statistics_carry_no_gradient() -> None:
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_convolution_with_bias(kernel_size: int) -> None:
-    theirs = tools.randomise(torch.nn.Conv2d(3, 5, kernel_size, padding=kernel_size // 2, stride=2)).double()
+    theirs = randomise(torch.nn.Conv2d(3, 5, kernel_size, padding=kernel_size // 2, stride=2)).double()
     ours = Conv(
         3, 5, kernel_size=kernel_size, stride=2, bias=True,
         dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0),

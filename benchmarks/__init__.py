@@ -1,0 +1,1 @@
+"""One command behind each measured number in the README."""
