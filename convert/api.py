@@ -155,8 +155,11 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def restore_origin(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """Tensors as the file they once came from had them: half precision again, counts absent again."""
-    half = json.loads(metadata.get("half_precision", "{}"))
-    restored = {name: tensor.to(_DTYPES[half[name]]) if name in half else tensor for name, tensor in tensors.items()}
+    try:
+        half = {name: _DTYPES[dtype] for name, dtype in json.loads(metadata.get("half_precision", "{}")).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ConvertError("its note on half precision cannot be read; it is damaged or altered") from None
+    restored = {name: tensor.to(half[name]) if name in half else tensor for name, tensor in tensors.items()}
     if metadata.get("num_batches_tracked") == "absent":
         restored = {name: tensor for name, tensor in restored.items() if not name.endswith(".num_batches_tracked")}
     return restored

@@ -7,6 +7,7 @@ is a view of bytes that are in the file, and whatever is neither tensor nor cont
 
 import math
 import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -148,29 +149,8 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 _BYSTANDERS = {
     "argparse.Namespace",
     "types.SimpleNamespace",
-    *(
-        f"builtins.{name}"
-        for name in (
-            "bool",
-            "bytearray",
-            "bytes",
-            "complex",
-            "dict",
-            "float",
-            "frozenset",
-            "int",
-            "list",
-            "long",
-            "object",
-            "range",
-            "set",
-            "slice",
-            "str",
-            "tuple",
-            "unicode",
-            "xrange",
-        )  # fmt: skip
-    ),
+    *(f"builtins.{name}" for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")),
+    *(f"builtins.{name}" for name in ("list", "object", "range", "set", "slice", "str", "tuple")),
     "_codecs.encode",
     "collections.deque",
     "datetime.date",
@@ -269,7 +249,9 @@ class InertUnpickler(pickle._Unpickler):
         raise ConvertError(_explain_foreign(list(self.foreign)))
 
     def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's name, which protocol 2 keeps
+        # Protocol 2 has Python 2's names.
+        renamed = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
+        full_name = ".".join(renamed)
         if full_name in _BUILDERS:
             return _BUILDERS[full_name]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:

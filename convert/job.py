@@ -12,6 +12,7 @@ from convert import api
 from convert.errors import ConvertError
 from convert.images import read_images
 from convert.layouts import LAYOUTS
+from convert.mapping import check_size
 from convert.read import Source, read
 from convert.report import Report, failure_table
 from convert.verify import Proof
@@ -55,27 +56,44 @@ def _from_torch(source: Source, options: "Options") -> None:
 
 
 def _from_flax(source: Source, options: "Options") -> None:
-    for name in ("stem", "key"):
-        if getattr(options, name) is not None:
-            raise ConvertError(f"--{name} is for PyTorch checkpoints; {source.path} is a Flax net")
-    for name in ("use_ema", "backbone"):
+    for name in ("stem", "key", "use_ema", "backbone"):
         if getattr(options, name):
-            raise ConvertError(f"--{name} is for PyTorch checkpoints; {source.path} is a Flax net")
+            raise ConvertError(f"{source.path}: a Flax net; --{name} is for PyTorch checkpoints, leave it out")
     output = options.output or _beside(source.path, ".pt")
     _refuse_overwriting(output, options.force)
-    arrays = {name: tensor.numpy() for name, tensor in source.content.items()}
-    try:
-        architecture = Architecture.from_json(source.metadata[ARCHITECTURE_KEY])
-        check_arrays(architecture, arrays)
-    except ValueError as error:
-        raise ConvertError(f"{source.path}: {error}") from None
     images = None if options.images is None else read_images(options.images)
     try:
+        architecture, arrays = _read_flax(source)
         target = options.to or api.choose_layout(architecture, source.metadata)
         tensors, report = _to_layout(source, architecture, arrays, target, "Flax net", images)
-    except ConvertError as error:
+        restored = api.restore_origin(tensors, source.metadata)
+    except (ConvertError, ValueError) as error:
         raise ConvertError(f"{source.path}: {error}") from None
-    _finish(report, options, output, _torch_bytes(api.restore_origin(tensors, source.metadata)))
+    _finish(report, options, output, _torch_bytes(restored))
+
+
+def _read_flax(source: Source) -> tuple[Architecture, dict[str, np.ndarray]]:
+    """The net in a file that ``flax_shufflenet.save`` wrote.
+
+    Raises:
+        ConvertError, ValueError: its architecture cannot be read or is another net's, or its dtypes are no net's.
+    """
+    tensors = source.content
+    weights = {t.dtype for name, t in tensors.items() if not name.endswith(".num_batches_tracked")}
+    counts = {t.dtype for name, t in tensors.items() if name.endswith(".num_batches_tracked")}
+    if weights not in ({torch.float32}, {torch.float64}) or counts != {torch.int32}:
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in weights | counts))
+        raise ConvertError(f"holds {found}; a net's weights are all float32 or all float64, and its counts int32")
+    try:
+        architecture = Architecture.from_json(source.metadata[ARCHITECTURE_KEY])
+    except (RecursionError, OverflowError) as error:
+        raise ConvertError(f"its architecture cannot be read ({type(error).__name__})") from None
+    if sum(architecture.stage_blocks) + len(architecture.stage_blocks) > len(tensors):  # merely building it takes long
+        raise ConvertError("its architecture has more blocks than the file has tensors; it is damaged or altered")
+    check_size(architecture, sum(tensor.numel() for tensor in tensors.values()))
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    check_arrays(architecture, arrays)
+    return architecture, arrays
 
 
 def _to_layout(
@@ -133,9 +151,9 @@ def _beside(path: Path, ending: str) -> Path:
 def _refuse_overwriting(path: Path | None, force: bool) -> None:
     if path is None:
         return
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConvertError(f"{path}: a folder; name a file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ConvertError(f"{path}: there is no folder {path.parent}; make it first")
     if os.path.lexists(path) and not force:
         raise ConvertError(f"{path}: exists; name another output, or overwrite it with --force")

@@ -1,5 +1,6 @@
 """Between a state_dict in one layout's names and the Flax net's arrays: by name, with nothing left over."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -51,7 +52,10 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
     def shape(conv: str) -> Sequence[int]:
         name = f"{conv}.weight"
         if name not in tensors:
-            raise ConvertError(f"{name} is missing")
+            raise ConvertError(
+                f"the tensors do not make a {layout.name} ShuffleNetV2: {name} is missing; "
+                "save the net's whole state_dict() again"
+            )
         if tensors[name].ndim != 4 or 0 in tensors[name].shape:
             raise ConvertError(f"{name} has shape {list(tensors[name].shape)}; a convolution's has 4 numbers above 0")
         return tensors[name].shape
@@ -133,6 +137,21 @@ def _split_ratio(splits: list[tuple[int, int]]) -> float:
     raise ConvertError(f"basic blocks pass {described} channels on, which is no single split ratio")
 
 
+def check_size(architecture: Architecture, stored: int) -> None:
+    """Refuses widths far beyond the numbers stored: merely building such a net could take for ever.
+
+    Raises:
+        ConvertError: the net would be many times larger than what is stored of it.
+    """
+    widths = (architecture.stem_width, *architecture.stage_widths)
+    least = sum(before * after // 4 for before, after in itertools.pairwise(widths))
+    least += architecture.last_width * (architecture.stage_widths[-1] + architecture.num_classes)
+    if least > 4 * stored + 10_000_000:
+        raise ConvertError(
+            f"a net of these widths has more than {least:,} numbers, and {stored:,} are stored; the file is damaged"
+        )
+
+
 def expected_shapes(layout: Layout, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of this net, under its PyTorch name."""
     abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
@@ -158,6 +177,7 @@ def check_names_and_shapes(layout: Layout, architecture: Architecture, tensors: 
     Raises:
         ConvertError: the first few that are missing, left over or of another shape, with both shapes.
     """
+    check_size(architecture, sum(tensor.numel() for tensor in tensors.values()))
     expected = expected_shapes(layout, architecture)
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} belongs to no part of the net" for name in tensors if name not in expected]
@@ -167,7 +187,10 @@ def check_names_and_shapes(layout: Layout, architecture: Architecture, tensors: 
         if name in expected and tuple(tensor.shape) != expected[name]
     ]
     if problems:
-        raise ConvertError(f"the tensors do not make a {layout.name} ShuffleNetV2: {listing(problems)}")
+        raise ConvertError(
+            f"the tensors do not make a {layout.name} ShuffleNetV2: {listing(problems)}; "
+            "save the net's whole state_dict() again"
+        )
 
 
 def to_arrays(layout: Layout, architecture: Architecture, tensors: Tensors) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from convert.errors import ConvertError, listing, printable
+from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
 from flax_shufflenet import Architecture
@@ -167,7 +168,7 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
                 raise ConvertError("--use_ema: there are no averaged weights in this file; leave it out")
             chosen = candidates  # a file of averaged weights alone
     if not chosen:
-        raise ConvertError(f"no ShuffleNetV2 in it; it looks like {_describe(content)}")
+        raise ConvertError(f"no ShuffleNetV2 in it; it looks like {_describe(content)}; name another file")
     if len(chosen) > 1:
         places = listing([candidate.place for candidate in chosen], shown=8)
         raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
@@ -175,15 +176,16 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
 
 
 def _describe(content: Any) -> str:
-    names = [str(key) for _, mapping in _mappings(content) for key, value in mapping.items() if torch.is_tensor(value)]
+    items = [(str(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
     for part, what in _OTHER_NETS.items():
-        if any(part in name for name in names):
+        if any(part in name for name, _ in items):
             return what
-    if names:
+    if names := [name for name, value in items if torch.is_tensor(value)]:
         return f"another net, with tensors such as {listing(names)}"
     if isinstance(content, Mapping):
-        return f"a dictionary without tensors, with the keys {listing([str(key) for key in content])}"
-    return f"a lone {type(content).__name__}"
+        keys = listing([str(key) for key in content])
+        return f"a dictionary without tensors, with the keys {keys}" if keys else "an empty dictionary"
+    return "a lone object without tensors" if isinstance(content, StandIn) else f"a lone {type(content).__name__}"
 
 
 def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool) -> dict[str, torch.Tensor]:
