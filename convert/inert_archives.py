@@ -55,6 +55,9 @@ class _Archive:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
         except Exception:  # BadZipFile, and whatever damaged numbers make of zipfile
             raise ConvertError(_DAMAGED) from None
+        # Cut off, a file that contains another archive is taken for that one with something before it.
+        if min((entry.header_offset for entry in self._zip.infolist()), default=0):
+            raise ConvertError(_DAMAGED)
         self._entries = {entry.filename: entry for entry in self._zip.infolist()}
         unpacked = sum(entry.file_size for entry in self._zip.infolist())
         if unpacked > _MAX_UNPACKED * len(data) + _ROOM:
