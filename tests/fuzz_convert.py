@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where pytest finds the tests' helpers too
@@ -41,10 +42,10 @@ MEMORY = 512 << 20  # bytes by which a file of about a megabyte may grow the pro
 INTERESTING = (0, 1, 2, 3, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
 
-def make_files() -> dict[str, bytes]:
-    """Every layout in every format, and wrapped."""
+def make_files(layouts: Iterable[str]) -> dict[str, bytes]:
+    """Each layout in every format, and wrapped."""
     files = {}
-    for layout in LAYOUTS:
+    for layout in layouts:
         for form, data in all_formats(layout).items():
             files[f"{layout} {form}"] = data
         tensors = small_state_dict(layout)
@@ -291,14 +292,21 @@ def watch(tally: Tally, folder: Path, seed: int, first: int, step: int, runs: in
             raise RuntimeError(f"a worker failed before it tried a file: {' '.join(command)}")
 
 
-def fuzz(runs: int, seed: int, prove_every: int = 0, workers: int | None = None, keep: Path | None = None) -> Tally:
+def fuzz(
+    runs: int,
+    seed: int,
+    prove_every: int = 0,
+    workers: int | None = None,
+    keep: Path | None = None,
+    layouts: Iterable[str] = tuple(LAYOUTS),
+) -> Tally:
     """Tries ``runs`` damaged files; those that fail are written to ``keep``."""
     tally = Tally()
     workers = workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "whole").mkdir()
-        files = make_files()
+        files = make_files(layouts)
         for file_name, data in files.items():
             (folder / "whole" / file_name).write_bytes(data)
         threads = [
