@@ -47,11 +47,16 @@ def test_channel_split_cuts_where_pytorch_does(channels: int, ratio: float) -> N
         np.testing.assert_array_equal(a, nhwc(b))
 
 
+def to_jax(tensor: torch.Tensor) -> jax.Array:
+    """A copy: JAX may read a NumPy array later, and PyTorch changes its statistics in place."""
+    return jnp.asarray(tensor.detach().numpy().copy())
+
+
 def copy_units(units: list[ConvBN], modules: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]]) -> None:
     for unit, (conv, bn) in zip(units, modules, strict=True):
-        unit.conv.kernel[...] = jnp.asarray(conv.weight.detach().numpy().transpose(2, 3, 1, 0))
-        unit.bn.scale[...], unit.bn.bias[...] = (jnp.asarray(p.detach().numpy()) for p in (bn.weight, bn.bias))
-        unit.bn.mean[...], unit.bn.var[...] = (jnp.asarray(b.numpy()) for b in (bn.running_mean, bn.running_var))
+        unit.conv.kernel[...] = to_jax(conv.weight.permute(2, 3, 1, 0))
+        unit.bn.scale[...], unit.bn.bias[...] = (to_jax(p) for p in (bn.weight, bn.bias))
+        unit.bn.mean[...], unit.bn.var[...] = (to_jax(b) for b in (bn.running_mean, bn.running_var))
 
 
 def basic_block(channels: int, split_ratio: float = 0.5) -> tuple[fs.BasicBlock, torch.nn.Module]:
@@ -145,8 +150,8 @@ def test_batch_norm_output_statistics_and_count(shape: tuple[int, ...], mean: fl
     x = np.random.default_rng(0).standard_normal(shape) + mean
     theirs = randomise(torch.nn.BatchNorm2d(shape[-1])).double()
     ours = BatchNorm(shape[-1], param_dtype=jnp.float64)
-    ours.scale[...], ours.bias[...] = (jnp.asarray(p.detach().numpy()) for p in (theirs.weight, theirs.bias))
-    ours.mean[...], ours.var[...] = (jnp.asarray(b.numpy()) for b in (theirs.running_mean, theirs.running_var))
+    ours.scale[...], ours.bias[...] = (to_jax(p) for p in (theirs.weight, theirs.bias))
+    ours.mean[...], ours.var[...] = (to_jax(b) for b in (theirs.running_mean, theirs.running_var))
     before = int(theirs.num_batches_tracked)
     for _ in range(3):
         y = ours(jnp.asarray(x))
@@ -188,7 +193,7 @@ def test_convolution_with_bias(kernel_size: int) -> None:
         3, 5, kernel_size=kernel_size, stride=2, bias=True,
         dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
     )  # fmt: skip
-    ours.kernel[...] = jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0))
-    ours.bias[...] = jnp.asarray(theirs.bias.detach().numpy())
+    ours.kernel[...] = to_jax(theirs.weight.permute(2, 3, 1, 0))
+    ours.bias[...] = to_jax(theirs.bias)
     x = tools.random_images(2, 7, 10)
     assert relative_difference(ours(jnp.asarray(x)), nhwc(theirs(tools.to_nchw(x)))) <= tools.FLOAT64_BAR
