@@ -66,9 +66,14 @@ def as_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
         return read(source)
     digest = hashlib.sha256()
     for name, value in source.items():
-        if torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu":
+        if torch.is_tensor(value) and _has_plain_bytes(value):
             digest.update(str(name).encode() + _bits(value.detach()).numpy().tobytes())
     return Source(Path("state_dict"), digest.hexdigest(), "in memory", source, {})
+
+
+def _has_plain_bytes(tensor: torch.Tensor) -> bool:
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and not tensor.is_complex() and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def convert_source(

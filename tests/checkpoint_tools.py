@@ -65,6 +65,7 @@ def _images(net: torch.nn.Module) -> torch.Tensor:
     return torch.zeros(1, 3, size, size)
 
 
+@functools.cache
 def all_formats(layout: str) -> dict[str, bytes]:
     net = small_net(layout)
     tensors = small_state_dict(layout)

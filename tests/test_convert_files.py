@@ -115,8 +115,9 @@ def test_two_names_for_one_tensor(tmp_path: Path) -> None:
         assert_same(take(tmp_path / "net.pt").tensors, tensors)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("layout", ["seed", "weiaicunzai"])
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("seed", torch.float16), ("weiaicunzai", torch.bfloat16), ("megvii", torch.float64)]
+)
 def test_other_precisions(layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,5 +1,6 @@
 """Whatever the net's widths and depths and whatever stands around it: it is recognised exactly, and nothing changes."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
 
 reproducible = settings(
-    derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
+    derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60
 )
 
 layouts = st.sampled_from([layout for layout in LAYOUTS.values() if layout.name != "torchvision"])  # chenyaofo's twin
@@ -61,13 +62,13 @@ def random_tensors(layout: Layout, architecture: Architecture, seed: int) -> dic
     """Random bits that are finite numbers, variances positive, under a real net's names and shapes."""
     with torch.device("meta"):
         shapes = {name: (t.shape, t.dtype) for name, t in layout.build_reference(architecture).state_dict().items()}
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     tensors = {}
     for name, (shape, dtype) in shapes.items():
         if dtype == torch.int64:
-            tensors[name] = torch.tensor(int(random.integers(0, 2**31)))
+            tensors[name] = torch.tensor(int(generator.integers(0, 2**31)))
             continue
-        bits = random.integers(0, 2**32, tuple(shape), dtype=np.uint32)
+        bits = generator.integers(0, 2**32, tuple(shape), dtype=np.uint32)
         bits &= np.uint32(0xFF7FFFFF)  # no exponent of all ones: neither infinite nor NaN, but denormals and -0
         if name.endswith("running_var"):
             bits &= np.uint32(0x7FFFFFFF)
@@ -86,7 +87,8 @@ def same_split(found: Architecture, original: Architecture) -> bool:
 def test_any_architecture_is_recognised_and_maps_there_and_back(data: st.DataObject, layout: Layout, seed: int) -> None:
     architecture = draw_architecture(data, layout)
     tensors = random_tensors(layout, architecture, seed)
-    net = find_net(dict(sorted(tensors.items(), key=lambda item: hash((seed, item[0])))), stem=_stem(layout))
+    names = random.Random(seed).sample(list(tensors), len(tensors))  # the order of keys says nothing
+    net = find_net({name: tensors[name] for name in names}, stem=_stem(layout))
     assert net.layout is layout
     found = net.architecture
     assert found.stage_blocks == architecture.stage_blocks
@@ -167,7 +169,7 @@ def wrapped(draw: st.DrawFn, tensors: dict[str, torch.Tensor]) -> object:
     return content
 
 
-@settings(reproducible, max_examples=60)
+@settings(reproducible, max_examples=40)
 @given(data=st.data())
 def test_any_wrapper_and_prefix(data: st.DataObject, tmp_path_factory) -> None:
     tensors = random_tensors(LAYOUTS["kuangliu"], SMALL, 1)

@@ -9,6 +9,7 @@ import marshal
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -285,12 +286,12 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "long text": (lambda: _pickled(b"\x80\x02X\xff\xff\xff\xffabc."), "the file is damaged"),
     "long bytes": (lambda: _pickled(b"\x80\x05\x8e" + struct.pack("<Q", 2**62) + b"."), "the file is damaged"),
     "bytearray": (lambda: _pickled(b"\x80\x05\x96" + struct.pack("<Q", 2**34) + b"."), "the file is damaged"),
-    "nested lists": (lambda: _pickled(b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b"."), "a lone list"),
+    "nested lists": (lambda: _pickled(b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."), "a lone list"),
     "nested dictionaries": (
         lambda: _pickled(b"\x80\x02" + b"}K\x01" * 10**5 + b"}" + b"s" * 10**5 + b"."), "a dictionary without tensors"
     ),
     "nested keys": (
-        lambda: _pickled(b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"K\x01s."), "an empty dictionary"
+        lambda: _pickled(b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s."), "an empty dictionary"
     ),
     "nested calls": (
         lambda: _pickled(b"\x80\x02" + b"ctorch._tensor\n_rebuild_from_type_v2\n" * 2 + b"N)N(tR."), "is damaged"
@@ -517,6 +518,25 @@ def test_options_that_no_flax_net_has(option: list[str], tmp_path: Path, capsys:
     path = tmp_path / "net.safetensors"
     path.write_bytes(flax_file())
     assert assert_refused(capsys, path, *option) == f"a Flax net; {option[0]} is for PyTorch checkpoints, leave it out"
+
+
+def test_dictionaries_in_memory() -> None:
+    """Tensors that no file can hold, or that are refused already where a file is read."""
+    kernel = torch.ones(8, 3, 3, 3)
+    for tensor, reason in (
+        (kernel.to_sparse(), "a sparse_coo tensor on device cpu; make it a plain one"),
+        (kernel.to("meta"), "a strided tensor on device meta; make it a plain one"),
+        (quantised()["conv2.weight"], "int8-quantised; save the float net's state_dict()"),
+        (torch.ones(1).expand(8, 3, 3, 3), "more than is stored of it; save a clone() of it"),
+        (torch.view_as_complex(torch.ones(8, 3, 3, 3, 2)).conj(), "torch.complex64; weights are floating-point"),
+    ):
+        with pytest.raises(convert.ConvertError, match=rf"^state_dict: conv1\.weight is .*{re.escape(reason)}"):
+            convert.load_torch(seed_with(conv1__weight=tensor))
+    deep = small_state_dict("seed", stage_blocks=(1, 2, 9))
+    few = torch.ones(max(tensor.numel() for tensor in deep.values()))
+    shared = {name: few[: t.numel()].view(t.shape) if t.is_floating_point() else t for name, t in deep.items()}
+    with pytest.raises(convert.ConvertError, match=r"tensors of [\d,]+ bytes share [\d,]+; save a clone\(\) of each"):
+        convert.load_torch(shared)
 
 
 def test_the_command_itself_on_a_pickle_that_tries_to_run_something(tmp_path: Path) -> None:
