@@ -1,5 +1,6 @@
 """One run of ``python -m convert``, from a file to a file."""
 
+import dataclasses
 import io
 import os
 from pathlib import Path
@@ -51,7 +52,7 @@ def _from_torch(source: Source, options: "Options") -> None:
         return
     _stop_unless_proven(conversion.report.proof, source.path)
     tensors, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
-    report = Report(**{**vars(report), "notes": (*conversion.report.notes, *report.notes)})
+    report = dataclasses.replace(report, notes=(*conversion.report.notes, *report.notes))
     _finish(report, options, output, _torch_bytes(api.restore_origin(tensors, conversion.metadata)))
 
 

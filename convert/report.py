@@ -93,7 +93,6 @@ class Report:
     def metadata(self) -> dict[str, str]:
         """What a converted file keeps of where it came from."""
         return {
-            "layout": self.layout,
             "source": self.source,
             "source_sha256": self.sha256,
             "versions": json.dumps(self.versions),
@@ -110,7 +109,7 @@ class Report:
 
 def failure_table(proof: Proof) -> list[str]:
     """Around the first layer that differs: names and differences, for the screen."""
-    first = next((i for i, layer in enumerate(proof.layers) if not layer.float64 <= FLOAT64_BAR), None)
+    first = proof.first_diverging
     if first is None:
         return []
     shown = proof.layers[max(first - 2, 0) : first + 4]

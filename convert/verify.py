@@ -60,10 +60,14 @@ class Proof:
         return self.jax_float32 / self.torch_float32 if self.torch_float32 else float(self.jax_float32 > 0)
 
     @property
+    def first_diverging(self) -> int | None:
+        """The place of the first layer beyond the bar; None where there is none."""
+        return next((place for place, layer in enumerate(self.layers) if not layer.float64 <= FLOAT64_BAR), None)
+
+    @property
     def failure(self) -> str | None:
-        diverging = next((layer.name for layer in self.layers if not layer.float64 <= FLOAT64_BAR), None)
-        if diverging:
-            return f"the nets differ from layer {diverging} on"
+        if self.first_diverging is not None:
+            return f"the nets differ from layer {self.layers[self.first_diverging].name} on"
         if not self.float64 <= FLOAT64_BAR:
             return f"the outputs differ by {self.float64:.1e} in float64"
         if not self.float32_ratio <= FLOAT32_BAR:
@@ -140,7 +144,11 @@ def verify(
 
     # XLA compiles for most of the time, and compiles on all cores while PyTorch runs. Tracing cannot be shared
     # between threads: capturing a module's layers changes its class while it lasts.
-    traced = [_Traced(architecture, arrays, batch, dtype) for dtype in (jnp.float32, jnp.float64) for batch in batches]
+    traced = [
+        _Traced(net, batch)
+        for net in (_FlaxNet(architecture, arrays, dtype) for dtype in (jnp.float32, jnp.float64))
+        for batch in batches
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jax_runs = pool.map(_Traced.run, traced)
         torch_64 = [_run_torch(reference, names, batch) for batch in batches]
@@ -210,20 +218,26 @@ def _run_torch(net: torch.nn.Module, names: Mapping[str, str], images: np.ndarra
     return _Run(output.numpy(), {name: value.numpy().transpose(0, 2, 3, 1) for name, value in outputs.items()})
 
 
-class _Traced:
-    """The Flax net, traced for one batch and dtype but not yet compiled."""
+class _FlaxNet:
+    """The Flax net in one dtype, taken apart."""
 
-    def __init__(
-        self, architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray, dtype: DTypeLike
-    ) -> None:
-        dtype = np.dtype(dtype)
+    def __init__(self, architecture: Architecture, arrays: Mapping[str, np.ndarray], dtype: DTypeLike) -> None:
+        self.dtype = dtype = np.dtype(dtype)
         # A scope of its own, so that float64 is possible here whatever the caller's JAX is set to.
         with jax.enable_x64(True):
             cast = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
-            structure, parameters, statistics = functional.split(from_arrays(architecture, cast, dtype=dtype))
-            self._inputs = parameters, statistics, jnp.asarray(images, dtype)
+            model = from_arrays(architecture, cast, dtype=dtype)
+            self.structure, self.parameters, self.statistics = functional.split(model)
+
+
+class _Traced:
+    """A Flax net, traced for one batch but not yet compiled."""
+
+    def __init__(self, net: _FlaxNet, images: np.ndarray) -> None:
+        with jax.enable_x64(True):
+            self._inputs = net.parameters, net.statistics, jnp.asarray(images, net.dtype)
             try:
-                self._lowered = _apply_with_layers.lower(structure, *self._inputs)
+                self._lowered = _apply_with_layers.lower(net.structure, *self._inputs)
             except ValueError as error:
                 raise ConvertError(f"images of {images.shape[1]}x{images.shape[2]}: {error}") from None
 

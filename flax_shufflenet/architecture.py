@@ -15,7 +15,7 @@ _WIDTHS_224 = {**_WIDTHS, 2.0: ((224, 488, 976), 2048)}
 
 _IMAGENET_STEM = {"stem_stride": 2, "stem_pool": True}
 
-# What each family of implementations computes, as differences from the seed.
+# What each family of implementations computes, as differences from Architecture's defaults.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "seed": {"down_relu": False},
     "kuangliu": {"pool_size": 4},

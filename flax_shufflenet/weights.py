@@ -1,10 +1,12 @@
 """Saving and loading a net: one safetensors file with the weights, and the architecture in its metadata."""
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +86,9 @@ def to_bytes(architecture: Architecture, arrays: Mapping[str, np.ndarray], metad
     return safetensors.numpy.save(dict(arrays), {**metadata, ARCHITECTURE_KEY: architecture.to_json()})
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes beside ``path`` and renames, so that no reader ever sees half a file.
+@contextlib.contextmanager
+def open_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write beside ``path``, renamed to it at the end, so that no reader ever sees half a file.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; nothing is left behind.
@@ -93,7 +96,7 @@ def write_whole(path: Path, data: bytes) -> None:
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -103,6 +106,12 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(beside)
         raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a whole file or none, as ``open_whole``."""
+    with open_whole(path) as file:
+        file.write(data)
 
 
 def load(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> ShuffleNetV2:

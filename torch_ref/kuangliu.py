@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import nn
 
-from torch_ref.seed import BasicBlock, Config, ShuffleBlock, configs
-from torch_ref.torchvision import config_of
+from torch_ref.seed import BasicBlock, Config, ShuffleBlock, config_of, configs
 
 __all__ = ["BasicBlock", "DownBlock", "ShuffleNetV2", "average_pool_to_1x1", "configs"]
 

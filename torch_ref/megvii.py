@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from torch_ref.kuangliu import average_pool_to_1x1
-from torch_ref.seed import Config
-from torch_ref.torchvision import config_of, configs, conv_bn_relu, left_branch, right_branch
+from torch_ref.seed import Config, config_of
+from torch_ref.torchvision import configs, conv_bn_relu, left_branch, right_branch
 
 __all__ = ["BasicBlock", "DownBlock", "ShuffleNetV2", "configs"]
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import nn
 
-from torch_ref.seed import Config, ShuffleBlock, SplitBlock
-from torch_ref.torchvision import config_of, configs
+from torch_ref.seed import Config, ShuffleBlock, SplitBlock, config_of
+from torch_ref.torchvision import configs
 
 __all__ = ["Backbone", "BasicBlock", "ConvModule", "DownBlock", "Head", "ShuffleNetV2", "configs"]
 

@@ -5,7 +5,7 @@ Architecture Design. ECCV 2018. The paper's four guidelines: equal input and out
 access; too much group convolution adds to it; fragmentation costs parallelism; element-wise operations count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -27,6 +27,13 @@ configs: dict[float, Config] = {
     1.5: {"out_channels": (176, 352, 704, 1024), "num_blocks": (3, 7, 3)},
     2.0: {"out_channels": (224, 488, 976, 2048), "num_blocks": (3, 7, 3)},
 }
+
+
+def config_of(net_size: float, configs: Mapping[float, Config]) -> Config:
+    """The entry of ``configs`` for ``net_size``; ValueError when there is none."""
+    if net_size not in configs:
+        raise ValueError(f"net_size must be one of {', '.join(map(str, configs))}, not {net_size}")
+    return configs[net_size]
 
 
 class ShuffleBlock(nn.Module):
@@ -135,9 +142,7 @@ class ShuffleNetV2(nn.Module):
     ) -> None:
         super().__init__()
         if config is None:
-            if net_size not in configs:
-                raise ValueError(f"net_size must be one of {', '.join(map(str, configs))}, not {net_size}")
-            config = configs[net_size]
+            config = config_of(net_size, configs)
         *stage_channels, last_channels = config["out_channels"]
 
         self.conv1 = nn.Conv2d(3, stem_channels, kernel_size=3, stride=1, padding=1, bias=False)

@@ -4,12 +4,10 @@ Other layouts have the same pieces in other places and take them from here: the 
 convolutions of the two branches.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
-from torch_ref.seed import Config, ShuffleBlock, SplitBlock
+from torch_ref.seed import Config, ShuffleBlock, SplitBlock, config_of
 
 configs: dict[float, Config] = {
     0.5: {"out_channels": (48, 96, 192, 1024), "num_blocks": (3, 7, 3)},
@@ -17,13 +15,6 @@ configs: dict[float, Config] = {
     1.5: {"out_channels": (176, 352, 704, 1024), "num_blocks": (3, 7, 3)},
     2.0: {"out_channels": (244, 488, 976, 2048), "num_blocks": (3, 7, 3)},
 }
-
-
-def config_of(net_size: float, configs: Mapping[float, Config]) -> Config:
-    """The entry of ``configs`` for ``net_size``; ValueError when there is none."""
-    if net_size not in configs:
-        raise ValueError(f"net_size must be one of {', '.join(map(str, configs))}, not {net_size}")
-    return configs[net_size]
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:

@@ -7,8 +7,8 @@ input up to its last convolution.
 import torch
 from torch import nn
 
-from torch_ref.seed import Config, ShuffleBlock, SplitBlock
-from torch_ref.torchvision import config_of, configs, left_branch, right_branch
+from torch_ref.seed import Config, ShuffleBlock, SplitBlock, config_of
+from torch_ref.torchvision import configs, left_branch, right_branch
 
 __all__ = ["BasicBlock", "DownBlock", "ShuffleNetV2", "configs"]
 

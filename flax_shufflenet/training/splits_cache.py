@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+
+from flax_shufflenet.weights import open_whole
 
 
 class Splits(NamedTuple):
@@ -43,19 +44,13 @@ def write(path: Path, splits: Splits) -> None:
     """Writes beside ``path`` and renames, so that no other process reads half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "wb") as file:
-                np.savez(
-                    file,
-                    train_images=splits.train_images,
-                    train_labels=splits.train_labels,
-                    test_images=splits.test_images,
-                    test_labels=splits.test_labels,
-                )
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        with open_whole(path) as file:
+            np.savez(
+                file,
+                train_images=splits.train_images,
+                train_labels=splits.train_labels,
+                test_images=splits.test_images,
+                test_labels=splits.test_labels,
+            )
     except OSError:
         return  # a read-only or full disk only means that the next run decodes again
