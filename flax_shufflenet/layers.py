@@ -69,7 +69,7 @@ class BatchNorm(nnx.Module):
         """
         scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            factor = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            factor = scale * kernels.inverse_std(self.var[...], self.epsilon)
             return ((x.astype(scale.dtype) - self.mean[...]) * factor + bias).astype(x.dtype)
         count = x.size // x.shape[-1]
         if count < 2:
