@@ -1,12 +1,13 @@
 """Saving and loading a net: one safetensors file with the weights, and the architecture in its metadata."""
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,35 @@ ARCHITECTURE_KEY = "architecture"
 def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """Every parameter and batch statistic under its path, such as ``stages.0.1.branch.0.conv.kernel``."""
     paths = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    return {".".join(map(str, path)): variable.get_value() for path, variable in paths}
+    return {_name(path): variable.get_value() for path, variable in paths}
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+@functools.lru_cache(maxsize=8)
+def _without_values(
+    architecture: Architecture, dtype: np.dtype, widest: np.dtype
+) -> tuple[nnx.GraphDef, list[tuple[tuple, Any]]]:
+    """A net in eval mode as its structure, and its variables with shapes and dtypes alone, by path.
+
+    ``widest`` is the widest float that JAX has at the moment; whether the net can be built depends on it.
+    """
+    abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract.eval()
+    graph, state = nnx.split(abstract)
+    return graph, list(nnx.to_flat_state(state))
+
+
+def _widest_float() -> np.dtype:
+    return jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def check_arrays(
     architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: DTypeLike | None = None
-) -> ShuffleNetV2:
-    """The net without values, once every array is known to be there with its shape, and no other.
+) -> None:
+    """Every array that the net needs is there with its shape, and no other.
 
     ``dtype`` is what the net computes in; without it, the arrays' dtypes are not looked at.
 
@@ -40,8 +63,8 @@ def check_arrays(
         ValueError: a missing or unknown name, or a shape or dtype that the net does not have there; the message
             lists the first few.
     """
-    abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, dtype=dtype or jnp.float32, rngs=nnx.Rngs(0)))
-    expected = flat_arrays(abstract)
+    _, variables = _without_values(architecture, jnp.dtype(dtype or jnp.float32), _widest_float())
+    expected = {_name(path): variable.get_value() for path, variable in variables}
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is not part of this net" for name in arrays if name not in expected]
     for name in expected:
@@ -52,7 +75,6 @@ def check_arrays(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError("; ".join(problems[:3]) + more)
-    return abstract
 
 
 def from_arrays(
@@ -63,13 +85,10 @@ def from_arrays(
     Raises:
         ValueError: as ``check_arrays``.
     """
-    abstract = check_arrays(architecture, arrays, dtype=dtype)
-    graph, state = nnx.split(abstract)
-    flat = nnx.to_flat_state(state)
-    filled = [(path, variable.replace(jnp.asarray(arrays[".".join(map(str, path))]))) for path, variable in flat]
-    model = nnx.merge(graph, nnx.from_flat_state(filled))
-    model.eval()
-    return model
+    check_arrays(architecture, arrays, dtype=dtype)
+    graph, variables = _without_values(architecture, jnp.dtype(dtype), _widest_float())
+    filled = [(path, variable.replace(jnp.asarray(arrays[_name(path)]))) for path, variable in variables]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
 def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:

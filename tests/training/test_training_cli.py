@@ -111,12 +111,15 @@ def test_a_truncated_archive_is_one_line(tmp_path):
 
 
 def test_an_interrupt_is_one_line(tmp_path):
+    # A shell's background job ignores interrupts and passes that on; this process's child shall not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, str(TRAIN), "--dataset", "digits", "--net_size", "0.5", "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdout.readline().startswith("data")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
