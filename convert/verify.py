@@ -249,7 +249,10 @@ class _Traced:
 
     def run(self) -> _Run:
         with jax.enable_x64(True):
-            output, layers = self._lowered.compile(self._compiler_options)(*self._inputs)
+            compiled = self._lowered.compile(
+                compiler_options=self._compiler_options  # pyright: ignore[reportArgumentType]
+            )
+            output, layers = compiled(*self._inputs)
             return _Run(np.asarray(output), {name: np.asarray(value) for name, value in layers.items()})
 
 
