@@ -1,5 +1,6 @@
 """Says what the tests run on, and keeps float64 possible only where a test asks for it."""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -13,6 +14,11 @@ def pytest_report_header() -> str:
         f"JAX {jax.__version__} on {device.device_kind} ({device.platform}), parity at matmul precision 'highest'; "
         f"PyTorch {torch.__version__} on the CPU"
     )
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores; PyTorch's threads, which wait in a loop, would take them from each other.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
