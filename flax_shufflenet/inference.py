@@ -133,9 +133,11 @@ def _run_anywhere(net: _Net, images: Images) -> Float[Array, "n out"]:
 
 
 def _run_in_blocks(net: _Net, images: Images) -> Float[Array, "n out"]:
+    if not all(isinstance(size, int) for size in images.shape):  # exported for any batch or image size
+        return net.apply(images)
     count, height, width, _ = images.shape
     shrinking = net.stem.stride * (2 if net.architecture.stem_pool else 1)
-    block = max(1, _BLOCK_POSITIONS * shrinking**2 // (height * width))
+    block = max(1, _BLOCK_POSITIONS * shrinking**2 // max(1, height * width))
     if count <= block:
         return net.apply(images)
     in_blocks = count - count % block

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity_tools import FLOAT32_BAR, random_images
 
 import flax_shufflenet as fs
 from convert.verify import relative_difference, relative_error
 from flax_shufflenet.weights import flat_arrays, from_arrays
-from tests.parity_tools import FLOAT32_BAR, random_images
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4, last_width=24)
 
@@ -162,8 +162,9 @@ def test_other_platforms_keep_their_own_convolutions() -> None:
         assert ("stablehlo.while" in text) == (platform == "cpu")
 
 
-def test_one_export_serves_all_platforms() -> None:
+def test_one_export_serves_all_platforms_and_batches() -> None:
     fused = fs.fuse(random_model(SMALL))
     images = jnp.asarray(random_images(2, 32, 32), jnp.float32)
-    exported = jax.export.export(jax.jit(fused), platforms=["cpu", "cuda", "tpu"])(images)
+    any_batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n,32,32,3"), jnp.float32)
+    exported = jax.export.export(jax.jit(fused), platforms=["cpu", "cuda", "tpu"])(any_batch)
     np.testing.assert_allclose(exported.call(images), fused(images), rtol=1e-4, atol=1e-5)
