@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
+    from flax_shufflenet.inference import FusedNet, fuse
     from flax_shufflenet.model import BasicBlock, DownBlock, ShuffleNetV2, channel_shuffle, channel_split
     from flax_shufflenet.weights import load, read_metadata, save
 
@@ -13,9 +14,11 @@ __all__ = [
     "Architecture",
     "BasicBlock",
     "DownBlock",
+    "FusedNet",
     "ShuffleNetV2",
     "channel_shuffle",
     "channel_split",
+    "fuse",
     "load",
     "preset",
     "read_metadata",
@@ -26,6 +29,7 @@ __all__ = [
 # JAX and Flax take over a second to import, which a command's --help and its refusals should not wait for.
 _MODULES = {
     **dict.fromkeys(("FAMILIES", "Architecture", "preset", "seed"), "architecture"),
+    **dict.fromkeys(("FusedNet", "fuse"), "inference"),
     **dict.fromkeys(("BasicBlock", "DownBlock", "ShuffleNetV2", "channel_shuffle", "channel_split"), "model"),
     **dict.fromkeys(("load", "read_metadata", "save"), "weights"),
 }

@@ -146,11 +146,11 @@ class ShuffleNetV2(nnx.Module):
         """
         x = self.stem(images)
         if self.architecture.stem_pool:
-            x = _max_pool(x)
+            x = max_pool(x)
         for stage in self.stages:
             for block in stage:
                 x = block(x)
-        return _average_pool(self.last(x), self.architecture.pool_size)
+        return average_pool(self.last(x), self.architecture.pool_size)
 
     def __call__(self, images: Float[Array, "n h w 3"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "n out"]:
         """Class scores before the softmax, in the net's dtype; the features where there is no classifier.
@@ -163,14 +163,14 @@ class ShuffleNetV2(nnx.Module):
         return self.classifier(features) if self.architecture.num_classes else features
 
 
-def _max_pool(x: FeatureMap) -> OtherMap:
+def max_pool(x: FeatureMap) -> OtherMap:
     """PyTorch's 3x3 max-pool of stride 2 with padding 1."""
     lowest = jnp.array(-jnp.inf, x.dtype)
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
-def _average_pool(x: FeatureMap, window: int) -> Float[Array, "n c"]:
+def average_pool(x: FeatureMap, window: int) -> Float[Array, "n c"]:
     if window:
         if not all(window <= size < 2 * window for size in x.shape[1:3]):
             raise ValueError(
