@@ -20,6 +20,7 @@ from benchmarks.contenders import CONTENDERS, FLOORS, PROJECT
 _SIZES = (0.5, 1.0, 1.5, 2.0)
 _DEFAULT_BATCHES = {"train": (128,), "infer": (1, 16, 128), "growth": (16, 64, 256)}
 _FLOOR = "floor"
+_PAGE_WIDTH = 140  # of a log file; a terminal has its own
 
 
 def _positive(text: str) -> int:
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, command_line: Sequence[str]) -> None:
 
     from benchmarks import harness, report
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PAGE_WIDTH)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     heading, machine = report.heading(arguments.rounds), report.hardware()
     console.print(heading)

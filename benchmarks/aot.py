@@ -70,10 +70,10 @@ class Program(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The compiler's own counts, for one device."""
+    """The compiler's own counts, for one device; None where it gives none (CUDA, without a GPU)."""
 
-    flops: float
-    bytes_accessed: float
+    flops: float | None
+    bytes_accessed: float | None
     temporary_bytes: int
     convolutions: int
     collectives: dict[str, int]
@@ -127,13 +127,12 @@ def compile_for(platform: str, program: Program) -> Figures:
     started = time.perf_counter()
     compiled = program.function.trace(*program.arguments).lower(lowering_platforms=(platform,)).compile()
     seconds = time.perf_counter() - started
-    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
-    assert cost is not None
+    cost, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
     assert memory is not None
     assert text is not None
     return Figures(
-        cost["flops"],
-        cost["bytes accessed"],
+        cost.get("flops"),
+        cost.get("bytes accessed"),
         memory.temp_size_in_bytes,
         len(_CONVOLUTION.findall(text)),
         dict(collections.Counter(_COLLECTIVE.findall(text))),
@@ -159,10 +158,11 @@ def main() -> int:
             for column in ("", "GFLOP", "GB moved", "MB temporary", "convolutions", "collectives", "compile s"):
                 table.add_column(column, justify="right" if column else "left")
             for program in programs(arguments.size, mesh):
+                print(f"compiling the {program.work} of {program.net} for {hardware}", file=sys.stderr)
                 table.add_row(f"{program.work}, {program.net}", *_cells(compile_for(arguments.platform, program)))
             console.print(table)
     except Exception as error:  # most likely the platform's package is not installed
-        print(f"benchmarks.aot: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        print(f"benchmarks.aot: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 1
     return 0
 
@@ -170,8 +170,8 @@ def main() -> int:
 def _cells(figures: Figures) -> tuple[str, ...]:
     collectives = ", ".join(f"{count} {name}" for name, count in figures.collectives.items())
     return (
-        f"{figures.flops / 1e9:.1f}",
-        f"{figures.bytes_accessed / 1e9:.2f}",
+        "-" if figures.flops is None else f"{figures.flops / 1e9:.1f}",
+        "-" if figures.bytes_accessed is None else f"{figures.bytes_accessed / 1e9:.2f}",
         f"{figures.temporary_bytes / 1e6:,.0f}",
         str(figures.convolutions),
         collectives or "none",

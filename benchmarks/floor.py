@@ -84,7 +84,7 @@ def jax_products(case: Case) -> Program:
     def step(product: Product) -> Step:
         a, b = map(jnp.asarray, _operands(product))
         dot = jax.jit(lambda a, b: jnp.dot(a.T if product.transposed else a, b))
-        return lambda: dot(a, b).block_until_ready()
+        return lambda: jax.block_until_ready(dot(a, b))
 
     steps = list(map(step, products(case)))
     return lambda: steps
