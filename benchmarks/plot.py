@@ -1,5 +1,6 @@
 """The figures as a bar chart."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,10 +8,11 @@ from benchmarks.contenders import FUSED, PROJECT
 from benchmarks.harness import Result
 from benchmarks.summary import floor_seconds, summarise
 
+_CHARACTERS_PER_PANEL = 85
 _OURS, _OTHERS, _FLOOR = "#d1495b", "#8d99ae", "#2b2d42"
 
 
-def save(results: Sequence[Result], subtitle: str, path: Path) -> None:
+def save(results: Sequence[Result], heading: str, path: Path) -> None:
     """One panel for each case; a bar's label says the time, and its ratio to this project's."""
     import matplotlib
 
@@ -32,7 +34,8 @@ def save(results: Sequence[Result], subtitle: str, path: Path) -> None:
         colours = [_OURS if row.contender in (PROJECT, FUSED) else _OTHERS for row in rows]
         bars = axis.barh([row.title for row in rows], times, color=colours, height=0.7)
         labels = [
-            f"{time:,.3g} ms" + ("" if row.ratio is None or row.contender == PROJECT else f"  ({row.ratio:.2f}x)")
+            (f"{time:,.0f} ms" if time >= 100 else f"{time:.3g} ms")
+            + ("" if row.ratio is None or row.contender == PROJECT else f"  ({row.ratio:.2f}x)")
             for time, row in zip(times, rows, strict=True)
         ]
         axis.bar_label(bars, labels, padding=4, fontsize=9)
@@ -45,6 +48,7 @@ def save(results: Sequence[Result], subtitle: str, path: Path) -> None:
         axis.set_xlabel("milliseconds, less is better", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
-    figure.suptitle(subtitle, fontsize=9, x=0.01, ha="left", color="#555555")
+    wrapped = "\n".join(textwrap.fill(line, _CHARACTERS_PER_PANEL * columns) for line in heading.splitlines())
+    figure.suptitle(wrapped, fontsize=8, x=0.01, ha="left", color="#555555")
     figure.savefig(path, dpi=150)
     plt.close(figure)
