@@ -149,11 +149,11 @@ def test_a_wrong_command_line_is_exit_code_2():
 
 
 def test_what_is_missing_is_one_line():
-    """This Python pretends that OpenVINO is not installed."""
+    """This Python pretends that matplotlib is not installed."""
     code = (
-        "import sys; sys.modules['openvino'] = None; sys.argv[1:] = ['infer', '--only', 'openvino']\n"
+        "import sys; sys.modules['matplotlib'] = None; sys.argv[1:] = ['infer', '--only', 'torch-eager']\n"
         "from benchmarks.__main__ import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == "benchmarks: openvino missing: pip install -e '.[benchmarks]'\n"
+    assert done.stderr == "benchmarks: matplotlib missing: pip install -e '.[benchmarks]'\n"
