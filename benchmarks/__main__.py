@@ -20,7 +20,6 @@ from benchmarks.contenders import CONTENDERS, FLOORS, PROJECT
 _SIZES = (0.5, 1.0, 1.5, 2.0)
 _DEFAULT_BATCHES = {"train": (128,), "infer": (1, 16, 128), "growth": (16, 64, 256)}
 _FLOOR = "floor"
-_PAGE_WIDTH = 140  # of a log file; a terminal has its own
 
 
 def _positive(text: str) -> int:
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace, command_line: Sequence[str]) -> None:
 
     from benchmarks import harness, report
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PAGE_WIDTH)
+    console = Console(highlight=False, soft_wrap=True, width=report.page_width())
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     heading, machine = report.heading(arguments.rounds), report.hardware()
     console.print(heading)
@@ -86,9 +85,9 @@ def run(arguments: argparse.Namespace, command_line: Sequence[str]) -> None:
                 report.print_growth(console, measured, entries[0][1].size)
             else:
                 report.print_case(console, measured, entries[0][1])
-    if arguments.json:
-        found = report.as_json(results, command_line, arguments.rounds, machine)
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+            if arguments.json:  # after each race: a long run that is interrupted later has not been for nothing
+                found = report.as_json(results, command_line, arguments.rounds, machine)
+                arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     if arguments.command != "growth" and arguments.plot:
         from benchmarks import plot
 

@@ -31,6 +31,7 @@ from rich.table import Table
 import flax_shufflenet as fs
 from benchmarks.case import CLASSES, IMAGE_SIDE
 from benchmarks.jax_steps import TrainState, make_forward, make_optimizer, make_train_step
+from benchmarks.report import page_width
 from benchmarks.stock_flax import StockShuffleNetV2
 from flax_shufflenet.functional import split
 
@@ -148,7 +149,7 @@ def main() -> int:
     parser.add_argument("--platform", choices=("tpu", "cuda"), required=True)
     parser.add_argument("--size", type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0)
     arguments = parser.parse_args()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=page_width())
     try:
         for hardware, mesh in meshes(arguments.platform):
             table = Table(

@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from benchmarks.harness import Result
 from benchmarks.summary import Row, floor_seconds, summarise
 
 _PACKAGES = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "onnx", "onnxruntime", "openvino")
+
+
+def page_width() -> int | None:
+    """Of tables in a file; a terminal has its own."""
+    return None if sys.stdout.isatty() else 140
 
 
 def hardware() -> dict[str, Any]:
