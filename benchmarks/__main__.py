@@ -2,8 +2,9 @@
 
 ``train`` and ``infer`` race this project's net against PyTorch, stock Flax layers and, for inference, two engines;
 ``growth`` measures what an image costs this project's train step as the batch grows. The contenders of a table run
-in turn, round after round, with the same threads and the same allocator settings. Exit codes: 0 done, 2 the command
-line is wrong, 1 anything else.
+in turn, round after round, with the same threads and the same allocator settings. Needs Linux.
+
+Exit codes: 0 done, 2 the command line is wrong, 1 anything else.
 """
 
 import argparse
