@@ -8,7 +8,7 @@ from benchmarks.contenders import FUSED, PROJECT
 from benchmarks.harness import Result
 from benchmarks.summary import floor_seconds, summarise
 
-_CHARACTERS_PER_PANEL = 85
+_CHARACTERS_PER_PANEL = 92
 _OURS, _OTHERS, _FLOOR = "#d1495b", "#8d99ae", "#2b2d42"
 
 
