@@ -1,0 +1,55 @@
+"""Threads and memory: the same for every contender, set in the environment that its process starts with."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flax_shufflenet.training.allocator import huge_page_environment
+
+THREADS = 2
+RECORDED = (
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
+"""What of the environment is worth keeping with the figures."""
+
+
+def worker_environment(folder: Path) -> dict[str, str]:
+    """Huge pages for malloc, and freed memory kept rather than given back to the kernel at every step: each is
+    worth a large part of a step to JAX, and neither may be an advantage that the others do not have.
+
+    ``folder`` is where torch.compile keeps what it compiled; an empty one makes it compile.
+    """
+    return dict(huge_page_environment(os.environ) or os.environ) | {
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "OMP_NUM_THREADS": str(THREADS),
+        "MKL_NUM_THREADS": str(THREADS),
+        "OPENBLAS_NUM_THREADS": str(THREADS),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
+
+
+@contextlib.contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Processes that are started inside have this environment."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def pin() -> None:
+    """Keeps this process on as many cores as it has threads: XLA has no setting of its own for that."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])

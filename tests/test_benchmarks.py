@@ -1,0 +1,159 @@
+"""The benchmarks' own claims: the stock net is the same net, the figures follow from the samples, the command runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import flax_shufflenet as fs
+from benchmarks import floor, summary
+from benchmarks.case import Case
+from benchmarks.harness import Result
+from benchmarks.stock_flax import with_weights_of
+from flax_shufflenet.functional import split
+from flax_shufflenet.weights import flat_arrays, from_arrays
+
+ROOT = Path(__file__).parents[1]
+
+
+def random_net(dtype):
+    """A small net of the seed's family, with random weights and statistics."""
+    architecture = fs.Architecture(
+        stage_widths=(8, 12), stage_blocks=(1, 2), last_width=16, down_relu=False, num_classes=5
+    )
+    model = fs.ShuffleNetV2(architecture, dtype=dtype, rngs=nnx.Rngs(0))
+    random = np.random.default_rng(0)
+    arrays = {
+        name: random.uniform(0.5, 1.5, array.shape).astype(array.dtype)
+        if name.endswith((".var", ".scale"))
+        else random.standard_normal(array.shape).astype(array.dtype)
+        for name, array in flat_arrays(model).items()
+    }
+    return from_arrays(architecture, arrays, dtype=dtype)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_stock_net_is_the_same_function(float64, train):
+    model = random_net(jnp.float64)
+    stock = with_weights_of(model)
+    (model.train if train else model.eval)()
+    (stock.train if train else stock.eval)()
+    images = jnp.asarray(np.random.default_rng(1).standard_normal((3, 9, 7, 3)))
+
+    def output(net):
+        network, parameters, statistics = split(net)
+        return jax.jit(lambda *arrays: network.apply(*arrays)[0])(parameters, statistics, images)
+
+    expected = output(model)
+    np.testing.assert_allclose(output(stock), expected, rtol=0, atol=1e-10 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0])
+def test_the_stock_net_has_the_same_parameters(size):
+    model = nnx.eval_shape(lambda: fs.ShuffleNetV2(fs.seed(size), rngs=nnx.Rngs(0)))
+    stock = with_weights_of(model)
+
+    def shapes(net):
+        return {name: array.shape for name, array in flat_arrays(net).items() if "num_batches" not in name}
+
+    assert shapes(stock) == shapes(model)
+
+
+def result(contender, samples, case):
+    return Result(contender, case, 1.0, 0.5, 1000, samples)
+
+
+def test_ratios_are_paired_round_by_round():
+    case = Case("infer", 0.5, 2, Path())
+    # The second round is ten times slower for both: the medians' ratio would be 3, that of each round is 2.
+    ours, theirs = (
+        result("flax-shufflenet", [[1.0], [10.0], [2.0]], case),
+        result("torch-eager", [[2.0], [20.0], [6.0]], case),
+    )
+    rows = {row.contender: row for row in summary.summarise([theirs, ours])}
+    assert rows["torch-eager"].seconds == 6.0
+    assert rows["torch-eager"].ratio == 2.0
+    assert rows["flax-shufflenet"].ratio == 1.0
+    assert rows["flax-shufflenet"].floor_ratio is None
+
+
+def test_the_floor_takes_each_product_from_whoever_is_faster():
+    case = Case("infer", 0.5, 2, Path())
+    counts = np.array(list(floor.products(case).values()))
+    fast = np.where(np.arange(len(counts)) % 2, 1.0, 3.0)
+    one, other = result("floor-torch", [list(fast)] * 3, case), result("floor-jax", [list(4 - fast)] * 3, case)
+    ours = result("flax-shufflenet", [[5.0 * counts.sum()]] * 3, case)
+    assert summary.floor_seconds([one, other], case) == pytest.approx(counts.sum())
+    assert summary.summarise([ours, one, other])[0].floor_ratio == pytest.approx(5)
+
+
+def test_the_floor_counts_every_pointwise_convolution():
+    model = nnx.eval_shape(lambda: fs.ShuffleNetV2(fs.seed(1.0), rngs=nnx.Rngs(0)))
+    kernels = [array.shape for name, array in flat_arrays(model).items() if name.endswith("conv.kernel")]
+    expected = sorted(shape[2:] for shape in kernels if shape[:2] == (1, 1))
+    assert sorted(shape[1:] for shape in floor.pointwise_shapes(fs.seed(1.0), 1)) == expected
+    assert floor.flops(Case("train", 1.0, 4, Path())) == 3 * floor.flops(Case("infer", 1.0, 4, Path()))
+
+
+def test_the_floor_multiplies_what_it_says():
+    case = Case("train", 0.5, 2, Path())
+    ours, theirs = ([step() for step in build(case)()] for build in (floor.jax_products, floor.torch_products))
+    for product, a, b in zip(floor.products(case), ours, theirs, strict=True):
+        assert a.shape == (product.m, product.n)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
+
+
+def benchmarks(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONWARNINGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_run_prints_a_table_and_writes_every_sample(tmp_path):
+    file, chart = tmp_path / "out.json", tmp_path / "out.png"
+    only = ("torch-eager", "flax-shufflenet")
+    quick = ("--sizes", 0.5, "--batches", 2, "--rounds", 1)
+    done = benchmarks("infer", *quick, "--only", *only, "--json", file, "--plot", chart)
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch eager" in done.stdout
+    found = json.loads(file.read_text())
+    assert set(found) == {"date", "command", "hardware", "versions", "settings", "results", "summary", "floors"}
+    assert [one["contender"] for one in found["results"]] == list(only)
+    for one in found["results"]:
+        assert len(one["samples_seconds"]) == 1
+        assert all(seconds > 0 for seconds in one["samples_seconds"][0])
+        assert one["startup_seconds"] > one["compile_seconds"] >= 0
+        assert one["peak_bytes"] > 50e6
+    ratios = {one["contender"]: one["ratio"] for one in found["summary"]}
+    assert ratios["flax-shufflenet"] == 1
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_command_line_is_exit_code_2():
+    for arguments in (("train", "--rounds", "0"), ("train", "--only", "openvino"), ("fly",)):
+        done = benchmarks(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_what_is_missing_is_one_line():
+    """This Python pretends that matplotlib is not installed."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.argv[1:] = ['infer', '--only', 'torch-eager']\n"
+        "from benchmarks.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "benchmarks: matplotlib missing: pip install -e '.[benchmarks]'\n"
