@@ -41,12 +41,8 @@ CONTENDERS = {
     "torch-channels-last": _torch("PyTorch channels_last", channels_last=True),
     "torch-compile": _torch("torch.compile", compiled=True),
     "torch-compile-channels-last": _torch("torch.compile channels_last", compiled=True, channels_last=True),
-    "onnxruntime": Contender(
-        "ONNX Runtime", "benchmarks.engines:onnxruntime", tasks=("infer",), needs=("onnxruntime", "onnxscript")
-    ),
-    "openvino": Contender(
-        "OpenVINO", "benchmarks.engines:openvino", tasks=("infer",), needs=("openvino", "onnxscript")
-    ),
+    "onnxruntime": _engine("ONNX Runtime", "onnxruntime"),
+    "openvino": _engine("OpenVINO", "openvino"),
     "stock-flax": Contender("stock Flax layers", "benchmarks.jax_steps:stock_flax"),
     PROJECT: Contender("flax_shufflenet", "benchmarks.jax_steps:project"),
     FUSED: Contender("flax_shufflenet, fused", "benchmarks.jax_steps:fused", tasks=("infer",)),

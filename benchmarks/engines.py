@@ -11,7 +11,7 @@ def _nchw(case: Case) -> np.ndarray:
 
 
 def onnxruntime(case: Case) -> Program:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     images = _nchw(case)
 
@@ -28,7 +28,7 @@ def onnxruntime(case: Case) -> Program:
 
 
 def openvino(case: Case) -> Program:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     images = _nchw(case)
 
