@@ -84,11 +84,12 @@ def convert_source(
     backbone: bool = False,
     key: str | None = None,
     images: Sequence[np.ndarray] | None = None,
+    target: str | None = None,
 ) -> Conversion:
     """Finds the net in a source, maps it, and runs both nets; whether they agree is in the report.
 
     Raises:
-        ConvertError: no net, or one that cannot be mapped.
+        ConvertError: no net, one that cannot be mapped, or one that the layout ``target`` cannot hold.
     """
     try:
         net = find_net(source.content, stem=stem, use_ema=use_ema, backbone=backbone, key=key)
@@ -96,6 +97,8 @@ def convert_source(
         arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
         metadata = _origin_metadata(net)
         _check_round_trip(net, arrays, metadata)
+        if target is not None:
+            rewrite(net.architecture, arrays, target)  # a refusal need not wait for the proof
         proof = verify(net.layout, net.architecture, net.tensors, net.architecture, arrays, images)
     except ConvertError as error:
         raise ConvertError(f"{source.path}: {error}") from None

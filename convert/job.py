@@ -44,7 +44,13 @@ def _from_torch(source: Source, options: "Options") -> None:
     _refuse_overwriting(output, options.force)
     images = None if options.images is None else read_images(options.images)
     conversion = api.convert_source(
-        source, stem=options.stem, use_ema=options.use_ema, backbone=options.backbone, key=options.key, images=images
+        source,
+        stem=options.stem,
+        use_ema=options.use_ema,
+        backbone=options.backbone,
+        key=options.key,
+        images=images,
+        target=options.to,
     )
     architecture, arrays = conversion.net.architecture, conversion.arrays
     if options.to is None:
