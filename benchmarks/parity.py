@@ -16,6 +16,7 @@ from convert import api
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
 from convert.report import versions
+from convert.select import Stem
 from convert.verify import FLOAT32_BAR, FLOAT64_BAR
 from flax_shufflenet.weights import flat_arrays, to_bytes, write_whole
 from torch_ref.randomise import randomise
@@ -30,8 +31,8 @@ def measure(layout: str, size: float, folder: Path) -> str:
     checkpoint, converted = folder / f"{layout}_{size}.pt", folder / f"{layout}_{size}.safetensors"
     torch.save(net.state_dict(), checkpoint)
 
-    stem = {"chenyaofo": "cifar", "torchvision": "imagenet"}.get(layout)
-    conversion = api.convert_source(api.as_source(checkpoint), stem=stem)
+    stems: dict[str, Stem] = {"chenyaofo": "cifar", "torchvision": "imagenet"}
+    conversion = api.convert_source(api.as_source(checkpoint), stem=stems.get(layout))
     write_whole(converted, to_bytes(architecture, conversion.arrays, conversion.metadata))
     model = fs.load(converted)
     tensors = to_tensors(LAYOUTS[layout], model.architecture, flat_arrays(model))

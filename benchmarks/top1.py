@@ -1,4 +1,4 @@
-"""``python -m benchmarks.top1 CHECKPOINT --data_dir DIR``: a checkpoint on a whole CIFAR test set, in PyTorch and in JAX.
+"""``python -m benchmarks.top1 CHECKPOINT --data_dir DIR``: a checkpoint on a whole CIFAR test set, in both frameworks.
 
 The original tensors run in PyTorch, the converted net in JAX, plain and fused, on the same 10,000 images.
 """
@@ -18,6 +18,7 @@ from convert import api
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.report import versions
+from convert.select import Stem
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import data
 from flax_shufflenet.training.config import TrainingError
@@ -33,7 +34,7 @@ def in_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, titl
     return outputs
 
 
-def measure(checkpoint: Path, stem: str | None, dataset_name: str, data_dir: Path) -> None:
+def measure(checkpoint: Path, stem: Stem | None, dataset_name: str, data_dir: Path) -> None:
     conversion = api.convert_source(api.as_source(checkpoint), stem=stem)
     print("\n".join(conversion.report.lines()))
     net = conversion.net

@@ -168,6 +168,12 @@ def restore_origin(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConvertError("its note on half precision cannot be read; it is damaged or altered") from None
     restored = {name: tensor.to(half[name]) if name in half else tensor for name, tensor in tensors.items()}
+    for name in half.keys() & tensors.keys():
+        if not torch.equal(restored[name].to(tensors[name].dtype), tensors[name]):
+            raise ConvertError(
+                f"{name} does not fit into {str(half[name]).removeprefix('torch.')}, which the file says it came in; "
+                "the file was altered, or the net trained on: save it anew with flax_shufflenet.save, without that note"
+            )
     if metadata.get("num_batches_tracked") == "absent":
         restored = {name: tensor for name, tensor in restored.items() if not name.endswith(".num_batches_tracked")}
     return restored

@@ -7,13 +7,12 @@ from fractions import Fraction
 import jax
 import numpy as np
 import torch
-from flax import nnx
 
 from convert.errors import ConvertError, listing
 from convert.layouts import Layout
-from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
-from flax_shufflenet.weights import flat_arrays
+from flax_shufflenet.weights import shapes
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -154,10 +153,9 @@ def check_size(architecture: Architecture, stored: int) -> None:
 
 def expected_shapes(layout: Layout, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of this net, under its PyTorch name."""
-    abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
-    arrays = flat_arrays(abstract)
+    ours = shapes(architecture)
     return {
-        torch_name: tuple(arrays[flax_name].shape[axis] for axis in _axes_to_torch(arrays[flax_name].ndim))
+        torch_name: tuple(ours[flax_name][axis] for axis in _axes_to_torch(len(ours[flax_name])))
         for flax_name, torch_name in torch_names(layout, architecture).items()
     }
 

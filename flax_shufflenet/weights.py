@@ -24,7 +24,7 @@ from flax_shufflenet.model import ShuffleNetV2
 ARCHITECTURE_KEY = "architecture"
 
 
-def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
+def flat_arrays(model: nnx.Module) -> dict[str, Array]:
     """Every parameter and batch statistic under its path, such as ``stages.0.1.branch.0.conv.kernel``."""
     paths = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     return {_name(path): variable.get_value() for path, variable in paths}
@@ -50,6 +50,12 @@ def _without_values(
 
 def _widest_float() -> np.dtype:
     return jax.dtypes.canonicalize_dtype(np.float64)
+
+
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and batch statistic of a net, under the names of ``flat_arrays``."""
+    _, variables = _without_values(architecture, jnp.dtype(jnp.float32), _widest_float())
+    return {_name(path): variable.get_value().shape for path, variable in variables}
 
 
 def check_arrays(

@@ -16,6 +16,7 @@ from flax import nnx
 import convert
 import flax_shufflenet as fs
 from convert.across import family_of
+from convert.api import restore_origin
 from convert.layouts import LAYOUTS
 from convert.verify import verify
 from flax_shufflenet.weights import flat_arrays
@@ -46,6 +47,24 @@ def test_each_layout_to_flax_and_back_bit_for_bit(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pt", "net.pt", "net.safetensors"]
 
 
+def test_half_precision_comes_back_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = random_state_dict("seed", small_architecture("seed"))
+    tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    torch.save(tensors, tmp_path / "half.pt")
+    outcome = run_convert(capsys, tmp_path / "half.pt")
+    assert outcome.code == 0, outcome.err
+    assert "float16 made float32, which is exact" in outcome.out
+    outcome = run_convert(capsys, tmp_path / "half.safetensors", "-o", tmp_path / "back.pt")
+    assert outcome.code == 0, outcome.err
+    assert_same_tensors(torch.load(tmp_path / "back.pt", weights_only=True), tensors)
+
+
+def test_weights_trained_on_from_half_precision_are_not_rounded_silently() -> None:
+    tensors = {"bn1.weight": torch.tensor([1 + 2**-20])}
+    with pytest.raises(convert.ConvertError, match=r"bn1\.weight does not fit into float16"):
+        restore_origin(tensors, {"half_precision": json.dumps({"bn1.weight": "float16"})})
+
+
 def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
     """The seed's own checkpoint, saved by torch_ref, through two real processes."""
     checkpoint = tmp_path / "ckpt.pt"
@@ -64,6 +83,18 @@ def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
     assert metadata["source_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert json.loads(metadata["versions"])["jax"] == jax.__version__
     assert fs.load(tmp_path / "ckpt.safetensors").architecture == fs.seed(0.5)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "a folder"
+    target.mkdir()
+    (target / "inside").touch()
+    saved = subprocess.run(
+        [sys.executable, "-m", "torch_ref", "--save", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert saved.returncode == 1
+    assert f"{target}: cannot be written" in saved.stderr
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_trained_flax_net_goes_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

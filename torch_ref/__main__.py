@@ -1,6 +1,7 @@
 """``python -m torch_ref``: the seed's own test. Prints the net, its shapes and a summary of its layers."""
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -41,6 +42,8 @@ def main() -> int:
             torch.save(net.state_dict(), beside)
             os.replace(beside, arguments.save)
         except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
             print(f"{arguments.save}: cannot be written ({error}); choose another path", file=sys.stderr)
             return 1
         print(f"Saved {arguments.save}")
