@@ -21,6 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Many tests convert the same net: its programs are compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """float64 in JAX, and matrix products in full float32 on accelerators."""

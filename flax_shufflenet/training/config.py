@@ -75,6 +75,9 @@ class Config:
     force: bool = False
     """Replace the results of an earlier run in OUT."""
 
+    no_compilation_cache: bool = False
+    """Compile everything anew; otherwise compiled programs are kept in the user's cache folder."""
+
     def __post_init__(self) -> None:
         try:
             seed(self.net_size)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from flax_shufflenet.architecture import seed
 from flax_shufflenet.functional import split
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.training import data
+from flax_shufflenet.training import data, user_cache
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
@@ -47,6 +47,8 @@ def train(config: Config) -> Evaluation:
         TrainingError: no data, a net already in ``config.out_dir``, or a loss that is not finite.
         OSError: the results cannot be written.
     """
+    if not config.no_compilation_cache:
+        user_cache.keep_compiled_programs()
     console = Console(highlight=False, soft_wrap=True)
     out_dir = config.out_dir
     if (out_dir / NET_FILE).exists() and not config.force:

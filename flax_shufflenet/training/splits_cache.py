@@ -1,7 +1,6 @@
 """Decoded images, kept on disk: decoding takes ten seconds, reading them back half of one."""
 
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from flax_shufflenet.training import user_cache
 from flax_shufflenet.weights import open_whole
 
 
@@ -26,8 +26,7 @@ def path_for(name: str, folder: Path) -> Path:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     identity = [str(folder.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "flax_shufflenet" / f"{name}-{key}.npz"
+    return user_cache.folder() / f"{name}-{key}.npz"
 
 
 def read(path: Path) -> Splits | None:

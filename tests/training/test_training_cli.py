@@ -35,12 +35,13 @@ def one_line_of(result):
     return result.stderr
 
 
-def test_an_epoch_on_digits_saves_a_net_with_the_reported_accuracy(tmp_path):
+def test_an_epoch_on_digits_saves_a_net_with_the_reported_accuracy(tmp_path, cache_home):
     out = tmp_path / "out"
     result = train("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "digits from scikit-learn" in result.stdout
+    assert any((cache_home / "flax_shufflenet" / "compiled").iterdir())
 
     start, epoch = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     assert start["config"]["batch_size"] == 64
