@@ -289,13 +289,16 @@ def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None) -> tuple[L
     """torchvision and chenyaofo differ only in the stem's stride and pool, which leave no trace in the tensors."""
     head = tensors.get(f"{layout.head}.weight")
     classes = head.shape[0] if head is not None and head.ndim else 0
+    usual: Stem = "cifar" if classes in (10, 100) else "imagenet"
+    risk = "the tensors cannot tell, and the wrong stem ruins the accuracy"
     if stem is None:
-        stem = "cifar" if classes in (10, 100) else "imagenet"
+        stem, other = usual, "imagenet" if usual == "cifar" else "cifar"
         reason = f"assumed from its {classes} classes" if classes else "assumed, there is no class count to go by"
-        other = "imagenet" if stem == "cifar" else "cifar"
-        reason += f"; the tensors cannot tell, and the wrong stem ruins the accuracy: --stem {other} if it is"
-    else:
+        reason += f"; {risk}: --stem {other} if it is"
+    elif stem == usual or not classes:
         reason = "as given by --stem"
+    else:
+        reason = f"as given by --stem, but unusual for {classes} classes; {risk}: --stem {usual} if it is low"
     described = {"cifar": "stride 1", "imagenet": "stride 2 and a max-pool"}[stem]
     return LAYOUTS["chenyaofo" if stem == "cifar" else "torchvision"], f"stem: {stem} ({described}), {reason}"
 

@@ -238,14 +238,16 @@ def test_profilers_counters_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("classes", "stem", "layout"),
     [(10, None, "chenyaofo"), (100, None, "chenyaofo"), (1000, None, "torchvision"), (10, "imagenet", "torchvision"),
-     (1000, "cifar", "chenyaofo")],
+     (1000, "cifar", "chenyaofo"), (10, "cifar", "chenyaofo"), (1000, "imagenet", "torchvision")],
 )  # fmt: skip
 def test_the_stem_is_an_option_with_a_stated_default(classes: int, stem: str | None, layout: str) -> None:
     net = find_net(small_state_dict("torchvision", classes), stem=stem)
     assert net.layout.name == layout
     (note,) = (note for note in net.notes if note.startswith("stem: "))
     assert ("as given by --stem" in note) == (stem is not None)
-    assert ("the tensors cannot tell" in note) == (stem is None)
+    usual = "cifar" if classes < 1000 else "imagenet"
+    assert ("the tensors cannot tell" in note) == (stem != usual)
+    assert (f"--stem {usual} if it is low" in note) == (stem not in (None, usual))
 
 
 def test_a_state_dict_in_memory() -> None:
