@@ -9,6 +9,7 @@ import io
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import flax_shufflenet as fs
@@ -35,7 +36,8 @@ def measure(layout: str, size: float, folder: Path) -> str:
     conversion = api.convert_source(api.as_source(checkpoint), stem=stems.get(layout))
     write_whole(converted, to_bytes(architecture, conversion.arrays, conversion.metadata))
     model = fs.load(converted)
-    tensors = to_tensors(LAYOUTS[layout], model.architecture, flat_arrays(model))
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+    tensors = to_tensors(LAYOUTS[layout], model.architecture, arrays)
     original = torch.load(io.BytesIO(checkpoint.read_bytes()), weights_only=True)
     exact = tensors.keys() == original.keys() and all(torch.equal(tensors[name], original[name]) for name in original)
 

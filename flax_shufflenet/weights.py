@@ -24,8 +24,11 @@ from flax_shufflenet.model import ShuffleNetV2
 ARCHITECTURE_KEY = "architecture"
 
 
-def flat_arrays(model: nnx.Module) -> dict[str, Array]:
-    """Every parameter and batch statistic under its path, such as ``stages.0.1.branch.0.conv.kernel``."""
+def flat_arrays(model: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
+    """Every parameter and batch statistic under its path, such as ``stages.0.1.branch.0.conv.kernel``.
+
+    Shapes and dtypes alone where the model has no more than those.
+    """
     paths = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     return {_name(path): variable.get_value() for path, variable in paths}
 
