@@ -45,7 +45,7 @@ class Options:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="python -m convert", config=(tyro.conf.FlagCreatePairsOff,))
+    options = tyro.cli(Options, prog="python -m convert", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
     # Torch and JAX take seconds to import, --help should not.
     from convert.errors import ConvertError
     from convert.job import run

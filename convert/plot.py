@@ -36,7 +36,7 @@ def plot_layers(report: Report) -> bytes:
     axes.set_xticks(places, [layer.name for layer in layers], rotation=90, fontsize=5)
     axes.set_ylabel("relative error")
     axes.set_title(f"{report.source}: every batch normalisation's output, {report.layout}", fontsize=10)
-    axes.legend(fontsize=8, loc="center right")
+    axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.4))
     axes.grid(axis="y", linewidth=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
