@@ -47,6 +47,10 @@ class Case:
         shape = (self.batch, IMAGE_SIDE, IMAGE_SIDE, 3)
         return np.random.default_rng(0).standard_normal(shape, np.float32)
 
+    def images_nchw(self) -> np.ndarray:
+        """The same images, as PyTorch and ONNX have them."""
+        return np.ascontiguousarray(self.images().transpose(0, 3, 1, 2))
+
     def labels(self) -> np.ndarray:
         return np.random.default_rng(1).integers(0, CLASSES, self.batch, np.int32)
 

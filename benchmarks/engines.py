@@ -1,19 +1,13 @@
 """Two engines that only run nets, from the ONNX file that PyTorch exports."""
 
-import numpy as np
-
 from benchmarks import settings
 from benchmarks.case import Case, Program
-
-
-def _nchw(case: Case) -> np.ndarray:
-    return np.ascontiguousarray(case.images().transpose(0, 3, 1, 2))
 
 
 def onnxruntime(case: Case) -> Program:
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    images = _nchw(case)
+    images = case.images_nchw()
 
     def load() -> list:
         options = onnxruntime.SessionOptions()
@@ -30,7 +24,7 @@ def onnxruntime(case: Case) -> Program:
 def openvino(case: Case) -> Program:
     import openvino  # pyright: ignore[reportMissingImports]
 
-    images = _nchw(case)
+    images = case.images_nchw()
 
     def load() -> list:
         options = {

@@ -1,6 +1,5 @@
 """Writes the net that all contenders run: as a PyTorch checkpoint, through the converter for Flax, and as ONNX."""
 
-import numpy as np
 import torch
 
 import flax_shufflenet as fs
@@ -24,5 +23,5 @@ def write(case: Case, onnx: bool) -> None:
     arrays = to_arrays(LAYOUTS["seed"], architecture, net.state_dict())
     fs.save(from_arrays(architecture, arrays), case.flax_weights)
     if onnx:
-        images = torch.from_numpy(np.ascontiguousarray(case.images().transpose(0, 3, 1, 2)))
+        images = torch.from_numpy(case.images_nchw())
         torch.onnx.export(net.eval(), (images,), case.onnx_net, dynamo=True, external_data=False, verbose=False)

@@ -66,7 +66,7 @@ def print_case(console: Console, results: Sequence[Result], case: Case) -> None:
     table = Table(title=str(case), title_justify="left")
     for column in ("", "ms", "range", f"ratio to {PROJECT}", "to floor", "images/s", "compile s", "first step s", "MB"):
         table.add_column(column, justify="right" if column else "left")
-    for row in summarise([result for result in results if result.case == case]):
+    for row in summarise(results):
         table.add_row(*_cells(row), style="bold" if row.contender == PROJECT else None)
     console.print(table)
     if least:
@@ -130,11 +130,7 @@ def as_json(results: Sequence[Result], command: Sequence[str], rounds: int, mach
             "environment": {name: environment.get(name) for name in settings.RECORDED},
         },
         "results": [_result(result) for result in results],
-        "summary": [
-            _summary(row)
-            for case in dict.fromkeys(result.case for result in results)
-            for row in summarise([result for result in results if result.case == case])
-        ],
+        "summary": [_summary(row) for row in summarise(results)],
         "floors": [
             {**_case(case), "seconds": least, "flops": floor.flops(case)}
             for case in dict.fromkeys(result.case for result in results)

@@ -19,7 +19,7 @@ from convert.report import Report
 from convert.select import Net, Stem, find_net
 from convert.verify import Proof, verify
 from flax_shufflenet import Architecture, ShuffleNetV2
-from flax_shufflenet.weights import flat_arrays, from_arrays
+from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16)}
 
@@ -220,7 +220,7 @@ def write_layout(
     if target not in LAYOUTS:
         raise ConvertError(f"the layout must be one of {', '.join(LAYOUTS)}, not {target}")
     # Changes are made in float64, so that the proof sees an exact change; the file has the net's own dtype.
-    wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+    wide = cast_floats(arrays, np.float64)
     rewritten = rewrite(architecture, wide, target)
     layout, changed_architecture = rewritten.layout, rewritten.architecture
     wide_tensors = mapping.to_tensors(layout, changed_architecture, rewritten.arrays)

@@ -24,7 +24,7 @@ from convert.errors import ConvertError
 from convert.layouts import Layout
 from convert.mapping import Tensors
 from flax_shufflenet import Architecture, functional
-from flax_shufflenet.weights import from_arrays
+from flax_shufflenet.weights import cast_floats, from_arrays
 
 FLOAT64_BAR = 1e-10
 FLOAT32_BAR = 2.0
@@ -225,20 +225,22 @@ class _FlaxNet:
         self.dtype = dtype = np.dtype(dtype)
         # A scope of its own, so that float64 is possible here whatever the caller's JAX is set to.
         with jax.enable_x64(True):
-            cast = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+            cast = cast_floats(arrays, dtype)
             model = from_arrays(architecture, cast, dtype=dtype)
             self.structure, self.parameters, self.statistics = functional.split(model)
+
+
+def compiler_options(dtype: np.dtype) -> dict[str, str | bool | int | float] | None:
+    """Float64 proves that two functions are the same, for which unoptimised machine code does, and is ready sooner."""
+    in_haste = dtype == np.float64 and jax.default_backend() == "cpu"
+    return {"xla_backend_optimization_level": 0} if in_haste else None
 
 
 class _Traced:
     """A Flax net, traced for one batch but not yet compiled."""
 
     def __init__(self, net: _FlaxNet, images: np.ndarray, *, with_layers: bool) -> None:
-        # Float64 proves that the functions are the same, for which unoptimised machine code does, and is ready sooner.
-        in_haste = net.dtype == jnp.float64 and jax.default_backend() == "cpu"
-        self._compiler_options: dict[str, str | bool | int | float] | None = (
-            {"xla_backend_optimization_level": 0} if in_haste else None
-        )
+        self._compiler_options = compiler_options(net.dtype)
         with jax.enable_x64(True):
             self._inputs = net.parameters, net.statistics, jnp.asarray(images, net.dtype)
             try:

@@ -100,6 +100,11 @@ def from_arrays(
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
+def cast_floats(arrays: Mapping[str, np.ndarray], dtype: DTypeLike) -> dict[str, np.ndarray]:
+    """The same arrays with all floats in ``dtype``; counts stay as they are."""
+    return {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+
+
 def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a net's weights, statistics and architecture to one safetensors file, whole or not at all.
 
@@ -158,7 +163,7 @@ def load(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Shu
         dtype = jnp.dtype(jnp.float64 if stored == {np.dtype(np.float64)} else jnp.float32)
     else:
         kept = jnp.promote_types(dtype, jnp.float32)
-        arrays = {name: array.astype(kept) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+        arrays = cast_floats(arrays, kept)
     try:
         return from_arrays(architecture, arrays, dtype=dtype)
     except ValueError as error:

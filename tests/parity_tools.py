@@ -14,8 +14,9 @@ import torch.nn.functional as F
 import flax_shufflenet as fs
 from convert import mapping
 from convert.layouts import LAYOUTS, Layout
+from convert.verify import compiler_options
 from flax_shufflenet import Architecture, functional
-from flax_shufflenet.weights import flat_arrays, from_arrays
+from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
 from torch_ref.randomise import randomise
 
 # The bars of float64: the same function; ten steps let rounding grow.
@@ -69,8 +70,7 @@ class JaxNet:
         self.train_structure, _, _ = functional.split(model)
 
     def _model(self, arrays: Mapping[str, np.ndarray]) -> fs.ShuffleNetV2:
-        cast = {name: array.astype(self.dtype) if array.dtype.kind == "f" else array for name, array in arrays.items()}
-        return from_arrays(self.architecture, cast, dtype=self.dtype)
+        return from_arrays(self.architecture, cast_floats(arrays, self.dtype), dtype=self.dtype)
 
     def split(self, arrays: Mapping[str, np.ndarray]) -> tuple[list[jax.Array], list[jax.Array]]:
         """Parameters and statistics in the order that the compiled function takes them in."""
@@ -137,22 +137,18 @@ class Pair(NamedTuple):
         return Results(eval_output.numpy(), train_output.detach().numpy(), gradients, statistics)
 
 
-# Only float32 is judged by its rounding; for float64 the optimiser of machine code would take a third of the time.
-COMPILER_OPTIONS = {"float64": {"xla_backend_optimization_level": 0}, "float32": {}}
-
-
 @functools.cache
 def make_pair(architecture: Architecture, shape: tuple[int, ...], layout_name: str = "seed") -> Pair:
     """Both nets; JAX's compiled for float64 and float32 at once, one on each core."""
     layout = LAYOUTS[layout_name]
     torch_net = layout.build_reference(architecture)
     arrays = mapping.to_arrays(layout, architecture, torch_net.state_dict())
-    jax_nets = {dtype: JaxNet(architecture, arrays, np.dtype(dtype)) for dtype in COMPILER_OPTIONS}
+    jax_nets = {dtype: JaxNet(architecture, arrays, np.dtype(dtype)) for dtype in ("float64", "float32")}
     lowered = {dtype: net.lower(shape) for dtype, net in jax_nets.items()}
 
     def compile_one(dtype: str) -> jax.stages.Compiled:
         with jax.enable_x64(True):
-            return lowered[dtype].compile(COMPILER_OPTIONS[dtype] if jax.default_backend() == "cpu" else {})
+            return lowered[dtype].compile(compiler_options(np.dtype(dtype)))
 
     with ThreadPoolExecutor() as pool:
         compiled = dict(zip(lowered, pool.map(compile_one, lowered), strict=True))

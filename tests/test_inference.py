@@ -9,7 +9,7 @@ from parity_tools import FLOAT32_BAR, random_images
 
 import flax_shufflenet as fs
 from convert.verify import relative_difference, relative_error
-from flax_shufflenet.weights import flat_arrays, from_arrays
+from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays, shapes
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4, last_width=24)
 
@@ -17,27 +17,22 @@ SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4,
 def random_arrays(architecture: fs.Architecture, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights and statistics: fresh ones hide swaps of scales, biases, means and variances."""
     random = np.random.default_rng(seed)
-    abstract = nnx.eval_shape(lambda: fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
     arrays = {}
-    for name, array in flat_arrays(abstract).items():
+    for name, shape in shapes(architecture).items():
         if name.endswith((".var", ".scale")):
-            arrays[name] = random.uniform(0.5, 2, array.shape)
+            arrays[name] = random.uniform(0.5, 2, shape)
         elif name.endswith("num_batches_tracked"):
             arrays[name] = np.array(3, np.int32)
         elif name.endswith("kernel"):
-            arrays[name] = random.normal(0, (2 / np.prod(array.shape[:-1])) ** 0.5, array.shape)
+            arrays[name] = random.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
         else:
-            arrays[name] = random.normal(0, 0.5, array.shape)
+            arrays[name] = random.normal(0, 0.5, shape)
     return arrays
 
 
 def random_model(architecture: fs.Architecture, dtype: str = "float32") -> fs.ShuffleNetV2:
     parameters = np.promote_types(np.float32, dtype) if dtype != "bfloat16" else np.float32
-    arrays = {
-        name: array.astype(parameters) if array.dtype.kind == "f" else array
-        for name, array in random_arrays(architecture).items()
-    }
-    return from_arrays(architecture, arrays, dtype=jnp.dtype(dtype))
+    return from_arrays(architecture, cast_floats(random_arrays(architecture), parameters), dtype=jnp.dtype(dtype))
 
 
 def small(family: str, **changes) -> fs.Architecture:
@@ -99,8 +94,7 @@ def test_float32_is_as_exact_as_the_model() -> None:
         fused, own = fs.fuse(model)(in_float32), run(model, in_float32)
     with jax.enable_x64(True):
         arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
-        wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in arrays.items()}
-        truth = fs.fuse(from_arrays(architecture, wide, dtype=jnp.float64))(
+        truth = fs.fuse(from_arrays(architecture, cast_floats(arrays, np.float64), dtype=jnp.float64))(
             jnp.asarray(np.asarray(in_float32, np.float64))
         )
     assert fused.dtype == jnp.float32
