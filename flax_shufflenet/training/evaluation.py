@@ -1,15 +1,17 @@
-"""Loss and accuracy over a whole test set."""
+"""Class scores, loss and accuracy over a whole test set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int32, UInt8
+import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
 
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.training.augmentation import normalise
-from flax_shufflenet.training.step import cross_entropy
+
+Predict = Callable[[list[Array], list[Array]], Float[np.ndarray, "test classes"]]
 
 
 class Evaluation(NamedTuple):
@@ -22,39 +24,61 @@ class Evaluation(NamedTuple):
 Evaluate = Callable[[list[Array], list[Array]], Evaluation]
 
 
+def make_predict(
+    network: Functional,
+    images: UInt8[Array, "test h w 3"],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = 256,
+) -> Predict:
+    """A function ``(parameters, statistics) -> logits`` of all ``images``; ``network`` is in eval mode.
+
+    The logits are float32, or float64 where the net computes in that.
+    """
+    count = len(images)
+    batch_size = min(batch_size, count)
+
+    @jax.jit
+    def logits_of_batch(
+        parameters: list[Array],
+        statistics: list[Array],
+        images: UInt8[Array, "test h w 3"],
+        start: int | Int32[Array, ""],
+    ) -> Float[Array, "batch classes"]:
+        # The last batch reaches beyond the end, and repeats the last image there.
+        indices = jnp.minimum(start + jnp.arange(batch_size), count - 1)
+        logits, _ = network.apply(parameters, statistics, normalise(images[indices], mean, std))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def predict(parameters: list[Array], statistics: list[Array]) -> Float[np.ndarray, "test classes"]:
+        batches = [logits_of_batch(parameters, statistics, images, start) for start in range(0, count, batch_size)]
+        return np.concatenate(jax.device_get(batches))[:count]
+
+    return predict
+
+
+def log_probabilities(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+    """The logarithm of the softmax, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def evaluate_logits(logits: Float[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]) -> Evaluation:
+    """The mean cross-entropy and the accuracy of class scores."""
+    losses = -log_probabilities(logits)[np.arange(len(labels)), labels]
+    return Evaluation(float(losses.mean()), float(np.mean(logits.argmax(axis=1) == labels)))
+
+
 def make_evaluate(
     network: Functional,
     images: UInt8[Array, "test h w 3"],
-    labels: Int32[Array, " test"],
+    labels: Int32[np.ndarray, " test"],
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int = 256,
 ) -> Evaluate:
     """A function ``(parameters, statistics) -> Evaluation`` over all ``images``; ``network`` is in eval mode."""
-    count = len(labels)
-    batch_size = min(batch_size, count)
-
-    @jax.jit
-    def sums(
-        parameters: list[Array],
-        statistics: list[Array],
-        images: UInt8[Array, "test h w 3"],
-        labels: Int32[Array, " test"],
-        start: int | Int32[Array, ""],
-    ) -> tuple[Float32[Array, ""], Int32[Array, ""]]:
-        # The last batch reaches beyond the end: it repeats the last image there, and counts it with weight 0.
-        indices = start + jnp.arange(batch_size)
-        counted = indices < count
-        indices = jnp.minimum(indices, count - 1)
-        logits, _ = network.apply(parameters, statistics, normalise(images[indices], mean, std))
-        losses = cross_entropy(logits, labels[indices])
-        correct = counted & (jnp.argmax(logits, -1) == labels[indices])
-        return jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(correct, dtype=jnp.int32)
-
-    def evaluate(parameters: list[Array], statistics: list[Array]) -> Evaluation:
-        batches = [sums(parameters, statistics, images, labels, start) for start in range(0, count, batch_size)]
-        losses, corrects = zip(*jax.device_get(batches), strict=True)
-        return Evaluation(float(sum(map(float, losses))) / count, int(sum(map(int, corrects))) / count)
-
-    return evaluate
+    predict = make_predict(network, images, mean=mean, std=std, batch_size=batch_size)
+    return lambda parameters, statistics: evaluate_logits(predict(parameters, statistics), labels)

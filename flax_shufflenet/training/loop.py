@@ -85,8 +85,9 @@ def _run(config: Config, dataset: Dataset, metrics: MetricsWriter, console: Cons
     state = initial_state(parameters, statistics, optimizer)
 
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    test_images, test_labels = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
-    evaluate = make_evaluate(eval_network, test_images, test_labels, mean=dataset.mean, std=dataset.std)
+    evaluate = make_evaluate(
+        eval_network, jnp.asarray(dataset.test_images), dataset.test_labels, mean=dataset.mean, std=dataset.std
+    )
     train_step = make_train_step(network, optimizer, config, dataset)
 
     # Compiled ahead, so that the first epoch's images per second are those of the others.

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float32, Int32, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.training.augmentation import augment, normalise
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 class StepMetrics(NamedTuple):
     """Of one batch, before the update: the mean loss, and the images classified correctly."""
 
-    loss: Float32[Array, ""]
+    loss: Float[Array, ""]
     correct: Int32[Array, ""]
 
 
@@ -58,9 +58,10 @@ def initial_state(
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
-def cross_entropy(logits: Array, labels: Int32[Array, " n"]) -> Float32[Array, " n"]:
-    """Each image's loss, in float32 whatever the net computes in."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+def cross_entropy(logits: Float[Array, "n classes"], labels: Int32[Array, " n"]) -> Float[Array, " n"]:
+    """Each image's loss, in float32; in float64 where the net computes in that."""
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide), labels)
 
 
 def _key(seed: int, stream: int) -> Key[Array, ""]:
@@ -73,6 +74,25 @@ def epoch_order(seed: int, epoch: int | Int32[Array, ""], count: int) -> Int32[A
     return jax.random.permutation(jax.random.fold_in(_key(seed, _ORDER), epoch), jnp.arange(count, dtype=jnp.int32))
 
 
+def make_batch(
+    step: int | Int32[Array, ""],
+    images: UInt8[Array, "train h w 3"],
+    labels: Int32[Array, " train"],
+    order: Int32[Array, " train"],
+    config: Config,
+    dataset: Dataset,
+) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
+    """The augmented and normalised images of step ``step``, counted from 0, and their labels.
+
+    ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch.
+    """
+    start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
+    indices = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
+    key = jax.random.fold_in(_key(config.seed, _AUGMENTATION), step)
+    batch = augment(key, images[indices], flip=dataset.flip)
+    return normalise(batch, dataset.mean, dataset.std), labels[indices]
+
+
 def make_train_step(
     network: Functional, optimizer: optax.GradientTransformation, config: Config, dataset: Dataset
 ) -> jax.stages.Wrapped:
@@ -81,7 +101,6 @@ def make_train_step(
     ``images`` and ``labels`` are the whole training set, ``order`` is the current epoch's ``epoch_order``. The
     state that goes in is donated: its arrays may not be used afterwards. ``network`` is in train mode.
     """
-    steps_per_epoch = len(dataset.train_labels) // config.batch_size
 
     def step(
         state: TrainState,
@@ -89,11 +108,7 @@ def make_train_step(
         labels: Int32[Array, " train"],
         order: Int32[Array, " train"],
     ) -> tuple[TrainState, StepMetrics]:
-        start = state.step % steps_per_epoch * config.batch_size
-        indices = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
-        key = jax.random.fold_in(_key(config.seed, _AUGMENTATION), state.step)
-        batch = normalise(augment(key, images[indices], flip=dataset.flip), dataset.mean, dataset.std)
-        batch_labels = labels[indices]
+        batch, batch_labels = make_batch(state.step, images, labels, order, config, dataset)
 
         def loss_of(parameters: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
             logits, statistics = network.apply(parameters, state.statistics, batch)

@@ -39,7 +39,7 @@ def test_every_batch_size_gives_numpys_result(model, small_dataset, batch_size):
     evaluate = make_evaluate(
         network,
         jnp.asarray(images),
-        jnp.asarray(labels),
+        labels,
         mean=small_dataset.mean,
         std=small_dataset.std,
         batch_size=batch_size,
