@@ -19,7 +19,8 @@ from convert.mapping import to_tensors
 from convert.report import versions
 from convert.select import Stem
 from convert.verify import FLOAT32_BAR, FLOAT64_BAR
-from flax_shufflenet.weights import flat_arrays, to_bytes, write_whole
+from flax_shufflenet.files import write_whole
+from flax_shufflenet.weights import flat_arrays, to_bytes
 from torch_ref.randomise import randomise
 
 SIZES = (0.5, 1.0, 1.5, 2.0)

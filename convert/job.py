@@ -18,7 +18,8 @@ from convert.read import Source, read
 from convert.report import Report, failure_table
 from convert.verify import Proof
 from flax_shufflenet import Architecture
-from flax_shufflenet.weights import ARCHITECTURE_KEY, check_arrays, to_bytes, write_whole
+from flax_shufflenet.files import write_whole
+from flax_shufflenet.weights import ARCHITECTURE_KEY, check_arrays, to_bytes
 
 if TYPE_CHECKING:
     from convert.__main__ import Options

@@ -1,13 +1,11 @@
 """Saving and loading a net: one safetensors file with the weights, and the architecture in its metadata."""
 
-import contextlib
 import functools
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 
 from flax_shufflenet.architecture import Architecture
+from flax_shufflenet.files import write_whole
 from flax_shufflenet.model import ShuffleNetV2
 
 ARCHITECTURE_KEY = "architecture"
@@ -117,34 +116,6 @@ def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[st
 def to_bytes(architecture: Architecture, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """The content of the file that ``save`` writes."""
     return safetensors.numpy.save(dict(arrays), {**metadata, ARCHITECTURE_KEY: architecture.to_json()})
-
-
-@contextlib.contextmanager
-def open_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write beside ``path``, renamed to it at the end, so that no reader ever sees half a file.
-
-    Raises:
-        OSError: the folder is missing or not writable, or the disk is full; nothing is left behind.
-    """
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a whole file or none, as ``open_whole``."""
-    with open_whole(path) as file:
-        file.write(data)
 
 
 def load(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> ShuffleNetV2:

@@ -12,7 +12,8 @@ import safetensors.numpy
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet.weights import flat_arrays, from_arrays, write_whole
+from flax_shufflenet.files import write_whole
+from flax_shufflenet.weights import flat_arrays, from_arrays
 
 SMALL = fs.Architecture(stage_widths=(8, 16, 32), stage_blocks=(1, 2, 1), stem_width=4, last_width=24)
 

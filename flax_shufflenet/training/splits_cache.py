@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from flax_shufflenet.files import open_whole
 from flax_shufflenet.training import user_cache
-from flax_shufflenet.weights import open_whole
 
 
 class Splits(NamedTuple):
