@@ -1,15 +1,31 @@
 """Trains ShuffleNetV2: ``python train.py --net_size 1.0``; ``--help`` lists the options."""
 
+import argparse
 import contextlib
+import dataclasses
 import io
 import re
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import tyro
 
 from flax_shufflenet.training import allocator
-from flax_shufflenet.training.config import Config, OptionError, one_line
+from flax_shufflenet.training.config import Config, OptionError, RunOptions, TaskOptions, TrainingOptions, one_line
+from flax_shufflenet.training.recipe import RECIPES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _CommandLine:
+    """Trains ShuffleNetV2 and saves it as net.safetensors, with one line of JSON per epoch in metrics.jsonl."""
+
+    recipe: Literal["published", "fast"] = "published"
+    """Sets the defaults of the training options; `--recipe fast --help` shows them."""
+
+    task: TaskOptions
+    training: TrainingOptions
+    run: RunOptions
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -21,24 +37,36 @@ def parse(arguments: Sequence[str]) -> Config:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                Config,
+            options = tyro.cli(
+                _CommandLine,
                 prog="python train.py",
                 args=arguments,
+                default=_defaults(arguments),
                 use_underscores=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
         raise OptionError(_unboxed(complaint.getvalue())) from None
+    return Config(**vars(options.task), **vars(options.training), **vars(options.run))
+
+
+def _defaults(arguments: Sequence[str]) -> _CommandLine:
+    """Every option's default, as the recipe that is asked for has it."""
+    only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    only_recipe.add_argument("--recipe", nargs="?")
+    name = only_recipe.parse_known_args(arguments)[0].recipe
+    if name not in RECIPES:  # none, or one that tyro will refuse
+        name = "published"
+    return _CommandLine(recipe=name, task=TaskOptions(), training=TrainingOptions(**RECIPES[name]), run=RunOptions())
 
 
 def _unboxed(box: str) -> str:
     """What tyro draws as a box with a title, the complaint, a rule and advice: the complaint, in one line."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
-    return re.sub(r"^Error parsing (Config: )?", "", " ".join(lines[:rule]))
+    return re.sub(r"^Error parsing (_?CommandLine: )?", "", " ".join(lines[:rule]))
 
 
 def main() -> int:

@@ -23,10 +23,12 @@ class Functional(NamedTuple):
             jax.tree.unflatten(self.statistics_tree, statistics),
         )
 
-    def apply(self, parameters: list[Array], statistics: list[Array], *inputs: Array) -> tuple[Array, list[Array]]:
-        """The module's result, and its batch statistics after the call."""
+    def apply(
+        self, parameters: list[Array], statistics: list[Array], *inputs: Array, rngs: nnx.Rngs | None = None
+    ) -> tuple[Array, list[Array]]:
+        """The module's result, and its batch statistics after the call. Dropout in train mode needs ``rngs``."""
         model = self.model(parameters, statistics)
-        result = model(*inputs)
+        result = model(*inputs, rngs=rngs)
         return result, jax.tree.leaves(nnx.state(model, nnx.BatchStat))
 
 

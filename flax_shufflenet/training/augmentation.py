@@ -1,10 +1,17 @@
-"""Random crops and flips, and normalisation, as pure functions of uint8 images and a key."""
+"""Random crops, flips and erasing, and normalisation, as pure functions of images and a key."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Key, UInt8
 
 PADDING = 4  # pixels on each side, as in torchvision's RandomCrop(32, padding=4)
+
+# torchvision's RandomErasing: share of the image's area, height over width, and how often it tries.
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+_ERASING_ATTEMPTS = 10
 
 
 def normalise(
@@ -30,3 +37,33 @@ def augment(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool)
         columns = jnp.where(mirrored, columns[:, ::-1], columns)
     padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     return padded[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def erase(key: Key[Array, ""], images: Float32[Array, "n h w 3"], *, probability: float) -> Float32[Array, "n h w 3"]:
+    """Sets a random rectangle of some of the images to 0: ``torchvision.transforms.RandomErasing(p=probability)``.
+
+    Normalised images are meant, where 0 is the mean colour. As in torchvision (after Zhong et al.,
+    https://arxiv.org/abs/1708.04896), the rectangle's area is uniform in ``ERASED_AREA`` and the logarithm of its
+    height over its width is uniform in ``ERASED_RATIO``; the first of ten draws that is smaller than the image either
+    way is taken, and if none is, the image stays whole.
+    """
+    n, height, width, _ = images.shape
+    chosen_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
+    draws = (n, _ERASING_ATTEMPTS)
+    area = height * width * jax.random.uniform(area_key, draws, minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
+    low, high = map(math.log, ERASED_RATIO)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, draws, minval=low, maxval=high))
+    heights, widths = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
+    fits = (heights < height) & (widths < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    size = jnp.stack([jnp.take_along_axis(sides, first, axis=1)[:, 0] for sides in (heights, widths)])
+    # Every place at which the rectangle lies inside the image is equally likely.
+    room = jnp.array([[height], [width]]) - size
+    start = jnp.floor(jax.random.uniform(place_key, (2, n)) * (room + 1))
+    rows, columns = (
+        (start[axis, :, None] <= jnp.arange(length)) & (jnp.arange(length) < (start + size)[axis, :, None])
+        for axis, length in enumerate((height, width))
+    )
+    erased = jax.random.bernoulli(chosen_key, probability, (n,)) & fits.any(axis=1)
+    inside = erased[:, None, None] & rows[:, :, None] & columns[:, None, :]
+    return jnp.where(inside[..., None], 0, images)

@@ -31,22 +31,25 @@ def default_data_dir() -> Path:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Trains ShuffleNetV2 and saves it as net.safetensors, with one line of JSON per epoch in metrics.jsonl.
+class TaskOptions:
+    """What is learnt, and by which net."""
 
-    Raises:
-        OptionError: a value out of its range.
-    """
-
-    net_size: float = 1.0
+    net_size: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 1.0, or INIT's)")] = None
     """Width of the net: 0.5, 1.0, 1.5 or 2.0."""
+
+    init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
+    """Fine-tuning: a net.safetensors to start from. Its classifier is made anew if the classes are others."""
 
     dataset: Literal["cifar10", "cifar100", "digits"] = "cifar10"
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
-    """Folder of TensorFlow Datasets, where CIFAR is kept. An archive from the CIFAR home page that lies there is
-    used instead of a download."""
+    """Folder of TensorFlow Datasets. An archive of CIFAR's home page that lies there is used; no download then."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How it is learnt."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -55,19 +58,42 @@ class Config:
     """Images per step. The last, smaller batch of an epoch is left out; every epoch is shuffled anew."""
 
     learning_rate: float = 0.1
-    """Learning rate of the first step; it falls to 0 along a cosine over the whole run."""
+    """Highest learning rate; from there it falls to 0 along a cosine over the rest of the run."""
+
+    warmup_epochs: float = 0.0
+    """Epochs, or a part of one, in which the learning rate rises to LEARNING_RATE in equal steps."""
 
     momentum: float = 0.9
     """Nesterov momentum of SGD."""
 
     weight_decay: float = 5e-4
-    """Added to the gradient as WEIGHT_DECAY times the parameter, for all parameters."""
+    """Added to the gradient as WEIGHT_DECAY times the parameter."""
+
+    decayed: Literal["all", "kernels"] = "all"
+    """Parameters that WEIGHT_DECAY applies to: all, or all but biases and batch normalisation."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in the training loss."""
+
+    random_erasing: float = 0.0
+    """Share of the training images in which a random rectangle (2 to 33 % of the area) becomes the mean colour."""
+
+    ema: float = 0.0
+    """Decay of an exponential moving average over the steps, which is then the net that is saved; 0 for none."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the net computes in. Parameters, batch statistics and the loss are float32 either way."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the run goes about it."""
 
     seed: int = 0
     """Sets initial weights, order and augmentation: the same seed gives the same run."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the net computes in. Parameters, batch statistics and the loss are float32 either way."""
+    test_flip: bool = False
+    """Test on the mean of the scores of an image and its mirror image."""
 
     out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: runs/DATASET_NET_SIZE)")] = None
     """Folder for the results."""
@@ -78,11 +104,23 @@ class Config:
     no_compilation_cache: bool = False
     """Compile everything anew; otherwise compiled programs are kept in the user's cache folder."""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TaskOptions, TrainingOptions, RunOptions):
+    """A whole run; without options, the published recipe.
+
+    Raises:
+        OptionError: a value out of its range.
+    """
+
     def __post_init__(self) -> None:
-        try:
-            seed(self.net_size)
-        except ValueError as error:
-            raise OptionError(f"--{error}") from None
+        if self.net_size is None and self.init is None:
+            object.__setattr__(self, "net_size", 1.0)
+        if self.net_size is not None:
+            try:
+                seed(self.net_size)
+            except ValueError as error:
+                raise OptionError(f"--{error}") from None
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
@@ -90,12 +128,21 @@ class Config:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise OptionError(f"--{name} must be a finite number, at least 0, not {value}")
-        if not 0 <= self.momentum < 1:
-            raise OptionError(f"--momentum must be at least 0 and below 1, not {self.momentum}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise OptionError(
+                f"--warmup_epochs must be at least 0 and below --epochs {self.epochs}, not {self.warmup_epochs}"
+            )
+        for name in ("momentum", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptionError(f"--{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if not 0 <= self.random_erasing <= 1:
+            raise OptionError(f"--random_erasing must be a share from 0 to 1, not {self.random_erasing}")
         if not 0 <= self.seed < 2**31:
             raise OptionError(f"--seed must be at least 0 and below 2**31, not {self.seed}")
+        if self.test_flip and self.dataset == "digits":
+            raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
 
     @property
     def out_dir(self) -> Path:
         """The folder for the results, as given or by default."""
-        return self.out or Path("runs") / f"{self.dataset}_{self.net_size}"
+        return self.out or Path("runs") / f"{self.dataset}_{'fine_tuned' if self.init else self.net_size}"

@@ -30,11 +30,13 @@ def make_predict(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    flip: bool = False,
     batch_size: int = 256,
 ) -> Predict:
     """A function ``(parameters, statistics) -> logits`` of all ``images``; ``network`` is in eval mode.
 
-    The logits are float32, or float64 where the net computes in that.
+    The logits are float32, or float64 where the net computes in that. ``flip`` takes the mean of those of each image
+    and its mirror image.
     """
     count = len(images)
     batch_size = min(batch_size, count)
@@ -48,8 +50,11 @@ def make_predict(
     ) -> Float[Array, "batch classes"]:
         # The last batch reaches beyond the end, and repeats the last image there.
         indices = jnp.minimum(start + jnp.arange(batch_size), count - 1)
-        logits, _ = network.apply(parameters, statistics, normalise(images[indices], mean, std))
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        batch = normalise(images[indices], mean, std)
+        views = (batch, batch[:, :, ::-1]) if flip else (batch,)
+        scores = [network.apply(parameters, statistics, view)[0] for view in views]
+        wide = [logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) for logits in scores]
+        return sum(wide[1:], wide[0]) / len(wide)
 
     def predict(parameters: list[Array], statistics: list[Array]) -> Float[np.ndarray, "test classes"]:
         batches = [logits_of_batch(parameters, statistics, images, start) for start in range(0, count, batch_size)]
@@ -77,8 +82,9 @@ def make_evaluate(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    flip: bool = False,
     batch_size: int = 256,
 ) -> Evaluate:
-    """A function ``(parameters, statistics) -> Evaluation`` over all ``images``; ``network`` is in eval mode."""
-    predict = make_predict(network, images, mean=mean, std=std, batch_size=batch_size)
+    """A function ``(parameters, statistics) -> Evaluation``; the rest as for ``make_predict``."""
+    predict = make_predict(network, images, mean=mean, std=std, flip=flip, batch_size=batch_size)
     return lambda parameters, statistics: evaluate_logits(predict(parameters, statistics), labels)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flax_shufflenet.architecture import seed
 from flax_shufflenet.functional import split
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.training import data, user_cache
@@ -22,9 +20,12 @@ from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
 from flax_shufflenet.training.metrics import MetricsWriter
+from flax_shufflenet.training.recipe import describe
+from flax_shufflenet.training.start import initial_model
 from flax_shufflenet.training.step import (
     StepMetrics,
     epoch_order,
+    final_arrays,
     initial_state,
     make_optimizer,
     make_schedule,
@@ -43,8 +44,8 @@ def train(config: Config) -> Evaluation:
     """Trains a net as ``config`` says, and saves it with its figures in ``config.out_dir``; returns its test result.
 
     Raises:
-        OptionError: a batch larger than the training set.
-        TrainingError: no data, a net already in ``config.out_dir``, or a loss that is not finite.
+        OptionError: a batch larger than the training set, or a size that the net to start from does not have.
+        TrainingError: no data, no net to start from, a net already in ``config.out_dir``, or a loss that is not finite.
         OSError: the results cannot be written.
     """
     if not config.no_compilation_cache:
@@ -59,34 +60,39 @@ def train(config: Config) -> Evaluation:
         raise OptionError(
             f"--batch_size must be at most {count}, the size of {config.dataset}, not {config.batch_size}"
         )
+    model, net = initial_model(config, dataset)
     out_dir.mkdir(parents=True, exist_ok=True)
     with MetricsWriter(out_dir / METRICS_FILE) as metrics:
         metrics.write(_describe_run(config, dataset))
-        _print_start(console, config, dataset)
-        model, evaluation = _run(config, dataset, metrics, console)
+        _print_start(console, config, dataset, net)
+        model, evaluation = _run(model, config, dataset, metrics, console)
     save(model, out_dir / NET_FILE, _net_metadata(config, dataset, evaluation))
     console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
     return evaluation
 
 
-def _run(config: Config, dataset: Dataset, metrics: MetricsWriter, console: Console) -> tuple[ShuffleNetV2, Evaluation]:
+def _run(
+    model: ShuffleNetV2, config: Config, dataset: Dataset, metrics: MetricsWriter, console: Console
+) -> tuple[ShuffleNetV2, Evaluation]:
     count = len(dataset.train_labels)
     steps_per_epoch = count // config.batch_size
     total_steps = config.epochs * steps_per_epoch
 
-    model = ShuffleNetV2(
-        seed(config.net_size, len(dataset.class_names)), dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed)
-    )
     network, parameters, statistics = split(model)
     model.eval()
     eval_network, _, _ = split(model)
     optimizer = make_optimizer(config, total_steps)
     schedule = make_schedule(config, total_steps)
-    state = initial_state(parameters, statistics, optimizer)
+    state = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0)
 
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     evaluate = make_evaluate(
-        eval_network, jnp.asarray(dataset.test_images), dataset.test_labels, mean=dataset.mean, std=dataset.std
+        eval_network,
+        jnp.asarray(dataset.test_images),
+        dataset.test_labels,
+        mean=dataset.mean,
+        std=dataset.std,
+        flip=config.test_flip,
     )
     train_step = make_train_step(network, optimizer, config, dataset)
 
@@ -112,7 +118,7 @@ def _run(config: Config, dataset: Dataset, metrics: MetricsWriter, console: Cons
                 totals.add(*pending.popleft())
                 progress.update(bar, advance=1, figures=totals.figures())
             images_per_second = totals.images_per_second()
-            evaluation = evaluate(state.parameters, state.statistics)
+            evaluation = evaluate(*final_arrays(state))
             record = {
                 "epoch": epoch,
                 "step": epoch * steps_per_epoch,
@@ -124,9 +130,12 @@ def _run(config: Config, dataset: Dataset, metrics: MetricsWriter, console: Cons
                 "images_per_second": images_per_second,
                 "seconds": time.perf_counter() - started,
             }
+            if config.ema:
+                raw = evaluate(state.parameters, state.statistics)
+                record |= {"raw_test_loss": raw.loss, "raw_test_accuracy": raw.accuracy}
             metrics.write(record)
             progress.console.print(_epoch_line(record, config.epochs))
-    trained = eval_network.model(state.parameters, state.statistics)
+    trained = eval_network.model(*final_arrays(state))
     assert isinstance(trained, ShuffleNetV2)
     return trained, evaluation
 
@@ -181,26 +190,23 @@ def _progress_bar(console: Console) -> Progress:
 
 
 def _epoch_line(record: dict[str, float], epochs: int) -> str:
+    raw = f" (not averaged {record['raw_test_accuracy']:.2%})" if "raw_test_accuracy" in record else ""
     return (
         f"epoch {record['epoch']:{len(str(epochs))}}/{epochs}  "
         f"train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:6.2%}  "
-        f"test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:6.2%}  "
+        f"test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:6.2%}{raw}  "
         f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.0f} s"
     )
 
 
-def _print_start(console: Console, config: Config, dataset: Dataset) -> None:
+def _print_start(console: Console, config: Config, dataset: Dataset, net: str) -> None:
     devices = jax.devices()
     console.print(
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
         f"{len(dataset.test_labels):,} test images, {len(dataset.class_names)} classes"
     )
-    console.print(f"net     ShuffleNetV2 {config.net_size}, {config.dtype}, on {devices[0].device_kind} ({devices[0]})")
-    console.print(
-        f"recipe  {config.epochs} epochs, batch {config.batch_size}, SGD with Nesterov momentum {config.momentum}, "
-        f"learning rate {config.learning_rate} to 0 along a cosine, weight decay {config.weight_decay}, "
-        f"crop{' and flip' if dataset.flip else ''}, seed {config.seed}"
-    )
+    console.print(f"net     {net}, {config.dtype}, on {devices[0].device_kind} ({devices[0]})")
+    console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
     console.print(f"results {config.out_dir}")
 
 
@@ -229,6 +235,7 @@ def _net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation) -> d
         "mean": json.dumps(dataset.mean),
         "std": json.dumps(dataset.std),
         "test_accuracy": str(evaluation.accuracy),
+        "test_flip": json.dumps(config.test_flip),
         "epochs": str(config.epochs),
         "versions": json.dumps(_versions()),
     }

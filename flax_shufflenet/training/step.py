@@ -10,24 +10,27 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from flax_shufflenet.functional import Functional
-from flax_shufflenet.training.augmentation import augment, normalise
+from flax_shufflenet.training.augmentation import augment, erase, normalise
+from flax_shufflenet.training.averaging import Averages, update_averages
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
 
 # Independent streams of random numbers, all drawn from the one seed.
-_ORDER, _AUGMENTATION = 0, 1
+_ORDER, _AUGMENTATION, _ERASING, _DROPOUT = 0, 1, 2, 3
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes; ``step`` counts the steps done."""
+    """Everything that a step changes; ``step`` counts the steps done. ``averages`` is empty without ``--ema``."""
 
     parameters: list[Array]
     statistics: list[Array]
     optimizer: optax.OptState
     step: Int32[Array, ""]
+    averages: Averages | tuple[()] = ()
 
 
 class StepMetrics(NamedTuple):
@@ -38,30 +41,60 @@ class StepMetrics(NamedTuple):
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step: a cosine from ``config.learning_rate`` to 0 over the run."""
-    return optax.cosine_decay_schedule(config.learning_rate, total_steps)
+    """The learning rate of each step: a cosine from ``config.learning_rate`` to 0 over the run.
+
+    A warm-up takes the first steps, and the cosine the rest. Its first step already learns: step i of w has
+    (i + 1) / (w + 1) of the learning rate.
+    """
+    peak = config.learning_rate
+    warmup_steps = round(total_steps * config.warmup_epochs / config.epochs)
+    cosine = optax.cosine_decay_schedule(peak, total_steps - warmup_steps)
+    if not warmup_steps:
+        return cosine
+    warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+    return optax.join_schedules([warmup, cosine], [warmup_steps])
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
     """``torch.optim.SGD(nesterov=True)`` on every parameter; the decay goes into the momentum, as there."""
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=_are_kernels if config.decayed == "kernels" else None),
         optax.sgd(make_schedule(config, total_steps), config.momentum, nesterov=config.momentum > 0),
     )
 
 
+def _are_kernels(parameters: list[Array]) -> list[bool]:
+    # Biases and batch normalisation have one axis, which He et al. (https://arxiv.org/abs/1812.01187) do not decay.
+    return [parameter.ndim > 1 for parameter in parameters]
+
+
 def initial_state(
-    parameters: list[Array], statistics: list[Array], optimizer: optax.GradientTransformation
+    parameters: list[Array], statistics: list[Array], optimizer: optax.GradientTransformation, *, averaged: bool = False
 ) -> TrainState:
     """The state before the first step. It owns its arrays: a step may then donate them."""
-    state = TrainState(parameters, statistics, optimizer.init(parameters), jnp.zeros((), jnp.int32))
+    averages = Averages(parameters, statistics) if averaged else ()
+    state = TrainState(parameters, statistics, optimizer.init(parameters), jnp.zeros((), jnp.int32), averages)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
-def cross_entropy(logits: Float[Array, "n classes"], labels: Int32[Array, " n"]) -> Float[Array, " n"]:
-    """Each image's loss, in float32; in float64 where the net computes in that."""
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide), labels)
+def cross_entropy(
+    logits: Float[Array, "n classes"], labels: Int32[Array, " n"], *, smoothing: float = 0.0
+) -> Float[Array, " n"]:
+    """Each image's loss, in float32; in float64 where the net computes in that.
+
+    ``smoothing`` is the share of the label that is spread evenly over all classes, the right one included, as
+    ``label_smoothing`` of ``torch.nn.CrossEntropyLoss``.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)
+
+
+def final_arrays(state: TrainState) -> tuple[list[Array], list[Array]]:
+    """Parameters and batch statistics of the net to test and to save: the averaged ones where there are any."""
+    return state.averages or (state.parameters, state.statistics)
 
 
 def _key(seed: int, stream: int) -> Key[Array, ""]:
@@ -89,8 +122,10 @@ def make_batch(
     start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
     indices = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
     key = jax.random.fold_in(_key(config.seed, _AUGMENTATION), step)
-    batch = augment(key, images[indices], flip=dataset.flip)
-    return normalise(batch, dataset.mean, dataset.std), labels[indices]
+    batch = normalise(augment(key, images[indices], flip=dataset.flip), dataset.mean, dataset.std)
+    if config.random_erasing:
+        batch = erase(jax.random.fold_in(_key(config.seed, _ERASING), step), batch, probability=config.random_erasing)
+    return batch, labels[indices]
 
 
 def make_train_step(
@@ -111,14 +146,19 @@ def make_train_step(
         batch, batch_labels = make_batch(state.step, images, labels, order, config, dataset)
 
         def loss_of(parameters: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
-            logits, statistics = network.apply(parameters, state.statistics, batch)
-            return cross_entropy(logits, batch_labels).mean(), (logits, statistics)
+            rngs = nnx.Rngs(dropout=jax.random.fold_in(_key(config.seed, _DROPOUT), state.step))
+            logits, statistics = network.apply(parameters, state.statistics, batch, rngs=rngs)
+            loss = cross_entropy(logits, batch_labels, smoothing=config.label_smoothing).mean()
+            return loss, (logits, statistics)
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
         correct = jnp.sum(jnp.argmax(logits, -1) == batch_labels, dtype=jnp.int32)
-        new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1)
+        averages = state.averages
+        if isinstance(averages, Averages):
+            averages = update_averages(averages, parameters, statistics, decay=config.ema, step=state.step)
+        new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1, averages)
         return new_state, StepMetrics(loss, correct)
 
     return jax.jit(step, donate_argnums=0)

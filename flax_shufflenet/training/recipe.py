@@ -1,0 +1,32 @@
+"""Whole recipes, as values of the options in ``TrainingOptions``, and how a run's recipe is told."""
+
+from typing import Any
+
+from flax_shufflenet.training.config import TrainingOptions
+
+# The published recipe of the CIFAR-10 nets of chenyaofo/pytorch-cifar-models is the options' own defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "fast": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2, "warmup_epochs": 2.0, "decayed": "kernels"},
+}
+
+
+def describe(options: TrainingOptions, *, flip: bool) -> str:
+    """One line that names every part of a recipe that is in use. ``flip``: images are mirrored at random."""
+    warmup = f" after {options.warmup_epochs:g} epochs of warm-up" if options.warmup_epochs else ""
+    decayed = "" if options.decayed == "all" else " on kernels alone"
+    parts = [
+        f"{options.epochs} epochs",
+        f"batch {options.batch_size}",
+        f"SGD with Nesterov momentum {options.momentum}",
+        f"learning rate {options.learning_rate} to 0 along a cosine{warmup}",
+        f"weight decay {options.weight_decay}{decayed}",
+        f"crop{' and flip' if flip else ''}",
+    ]
+    if options.random_erasing:
+        parts.append(f"random erasing {options.random_erasing}")
+    if options.label_smoothing:
+        parts.append(f"label smoothing {options.label_smoothing}")
+    if options.ema:
+        parts.append(f"averaged with decay {options.ema}")
+    return ", ".join(parts)
