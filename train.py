@@ -1,16 +1,12 @@
 """Trains ShuffleNetV2: ``python train.py --net_size 1.0``; ``--help`` lists the options."""
 
 import argparse
-import contextlib
 import dataclasses
-import io
-import re
 import sys
 from collections.abc import Sequence
 from typing import Literal
 
-import tyro
-
+from flax_shufflenet import command_line
 from flax_shufflenet.training import allocator
 from flax_shufflenet.training.config import Config, OptionError, RunOptions, TaskOptions, TrainingOptions, one_line
 from flax_shufflenet.training.recipe import RECIPES
@@ -34,21 +30,7 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         OptionError: an unknown option, or a value that it cannot have.
     """
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            options = tyro.cli(
-                _CommandLine,
-                prog="python train.py",
-                args=arguments,
-                default=_defaults(arguments),
-                use_underscores=True,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-            )
-    except SystemExit as exit:
-        if exit.code in (0, None):
-            raise
-        raise OptionError(_unboxed(complaint.getvalue())) from None
+    options = command_line.parse(_CommandLine, "python train.py", arguments, default=_defaults(arguments))
     return Config(**vars(options.task), **vars(options.training), **vars(options.run))
 
 
@@ -60,13 +42,6 @@ def _defaults(arguments: Sequence[str]) -> _CommandLine:
     if name not in RECIPES:  # none, or one that tyro will refuse
         name = "published"
     return _CommandLine(recipe=name, task=TaskOptions(), training=TrainingOptions(**RECIPES[name]), run=RunOptions())
-
-
-def _unboxed(box: str) -> str:
-    """What tyro draws as a box with a title, the complaint, a rule and advice: the complaint, in one line."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
-    return re.sub(r"^Error parsing (_?CommandLine: )?", "", " ".join(lines[:rule]))
 
 
 def main() -> int:

@@ -25,6 +25,17 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+DATASETS = ("cifar10", "cifar100", "digits")
+
+
+def check_dataset(name: str) -> None:
+    """Raises:
+    OptionError: neither the name of a dataset nor a folder.
+    """
+    if name not in DATASETS and not Path(name).is_dir():
+        raise OptionError(f"--dataset {name} is neither {', '.join(DATASETS)} nor a folder")
+
+
 def default_data_dir() -> Path:
     """The folder that TensorFlow Datasets uses unless told otherwise."""
     return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
@@ -40,8 +51,12 @@ class TaskOptions:
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
     """Fine-tuning: a net.safetensors to start from. Its classifier is made anew if the classes are others."""
 
-    dataset: Literal["cifar10", "cifar100", "digits"] = "cifar10"
-    """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download."""
+    dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|FOLDER")] = "cifar10"
+    """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,
+    the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val), of any kind that Pillow reads."""
+
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 32)")] = None
+    """Side of the squares that a folder's images are stretched to. The other datasets are 32x32."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets. An archive of CIFAR's home page that lies there is used; no download then."""
@@ -50,6 +65,9 @@ class TaskOptions:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How it is learnt."""
+
+    no_flip: bool = False
+    """Do not mirror half of the training images. Digits are never mirrored."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -121,6 +139,11 @@ class Config(TaskOptions, TrainingOptions, RunOptions):
                 seed(self.net_size)
             except ValueError as error:
                 raise OptionError(f"--{error}") from None
+        check_dataset(self.dataset)
+        if self.image_size is not None and self.dataset in DATASETS:
+            raise OptionError(f"--image_size is for a folder of images; {self.dataset} is 32x32")
+        if self.image_size is not None and self.image_size < 8:
+            raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
@@ -145,4 +168,5 @@ class Config(TaskOptions, TrainingOptions, RunOptions):
     @property
     def out_dir(self) -> Path:
         """The folder for the results, as given or by default."""
-        return self.out or Path("runs") / f"{self.dataset}_{'fine_tuned' if self.init else self.net_size}"
+        name = "fine_tuned" if self.init else self.net_size
+        return self.out or Path("runs") / f"{Path(self.dataset).resolve().name}_{name}"

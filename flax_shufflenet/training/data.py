@@ -4,15 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
+from flax_shufflenet.preprocessing import CIFAR_STATISTICS
 from flax_shufflenet.training import splits_cache
-
-# Per channel, of pixel values from 0 to 1: the figures that published CIFAR nets are trained with.
-_CIFAR_STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
-}
+from flax_shufflenet.training.config import DATASETS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,16 +31,21 @@ class Dataset:
     flip: bool
 
 
-def load(name: str, data_dir: Path) -> Dataset:
-    """The dataset ``cifar10``, ``cifar100`` or ``digits``.
+def load(name: str, data_dir: Path, *, image_size: int = 32) -> Dataset:
+    """The dataset ``cifar10``, ``cifar100`` or ``digits``, or the images in the folder ``name``.
 
-    CIFAR is read from TFDS's folder ``data_dir``, and prepared there if it is not yet. ``digits`` ignores it.
+    CIFAR is read from TFDS's folder ``data_dir``, and prepared there if it is not yet; the others ignore it. A
+    folder's images are stretched to ``image_size`` x ``image_size``; all others are 32x32.
 
     Raises:
         TrainingError: there is no data and no network, or what there is cannot be used.
     """
     if name == "digits":
         return _digits()
+    if name not in DATASETS:
+        from flax_shufflenet.training import image_folder
+
+        return image_folder.load(Path(name), image_size)
     # Imported here: TFDS takes half a second, and digits does without.
     from flax_shufflenet.training import cifar
 
@@ -56,7 +57,7 @@ def load(name: str, data_dir: Path) -> Dataset:
         print(f"Decoding {folder}, once", flush=True)
         splits = cifar.decode(builder)
         splits_cache.write(cached, splits)
-    mean, std = _CIFAR_STATISTICS[name]
+    mean, std = CIFAR_STATISTICS[name]
     return Dataset(
         name=name,
         source=str(folder),
@@ -84,7 +85,7 @@ def _digits() -> Dataset:
     images, labels = np.repeat(resized[..., None], 3, axis=-1), target.astype(np.int32)
     # The split is part of the dataset, so it does not depend on the run's seed.
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
-    mean, std = _channel_statistics(images[train])
+    mean, std = channel_statistics(images[train])
     return Dataset(
         name="digits",
         source="scikit-learn",
@@ -93,14 +94,20 @@ def _digits() -> Dataset:
         test_images=images[test],
         test_labels=labels[test],
         class_names=tuple(str(digit) for digit in range(10)),
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
+        mean=mean,
+        std=std,
         flip=False,
     )
 
 
-def _channel_statistics(
-    images: UInt8[np.ndarray, "n h w 3"],
-) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
-    pixels = images / 255
-    return pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+def channel_statistics(images: UInt8[np.ndarray, "n h w 3"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel's values, from 0 to 1."""
+    # Counted, not summed as floats, which would take eight times the images' memory.
+    counts = np.zeros((3, 256), np.int64)
+    for image in images:
+        for channel in range(3):
+            counts[channel] += np.bincount(image[..., channel].ravel(), minlength=256)
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    means = shares @ values
+    stds = np.sqrt((shares * (values - means[:, None]) ** 2).sum(1))
+    return tuple(means.tolist()), tuple(stds.tolist())

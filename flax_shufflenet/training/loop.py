@@ -1,6 +1,7 @@
 """A training run from start to end: data, net, epochs, the saved net."""
 
 import collections
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -54,7 +55,8 @@ def train(config: Config) -> Evaluation:
     out_dir = config.out_dir
     if (out_dir / NET_FILE).exists() and not config.force:
         raise TrainingError(f"{out_dir / NET_FILE} exists: choose another --out, or replace it with --force")
-    dataset = data.load(config.dataset, config.data_dir)
+    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size or 32)
+    dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
     count = len(dataset.train_labels)
     if config.batch_size > count:
         raise OptionError(
@@ -200,10 +202,10 @@ def _epoch_line(record: dict[str, float], epochs: int) -> str:
 
 
 def _print_start(console: Console, config: Config, dataset: Dataset, net: str) -> None:
-    devices = jax.devices()
+    devices, side = jax.devices(), dataset.train_images.shape[1]
     console.print(
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
-        f"{len(dataset.test_labels):,} test images, {len(dataset.class_names)} classes"
+        f"{len(dataset.test_labels):,} test images of {side}x{side}, {len(dataset.class_names)} classes"
     )
     console.print(f"net     {net}, {config.dtype}, on {devices[0].device_kind} ({devices[0]})")
     console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
@@ -231,6 +233,7 @@ def _describe_run(config: Config, dataset: Dataset) -> dict[str, object]:
 def _net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation) -> dict[str, str]:
     return {
         "dataset": dataset.name,
+        "image_size": json.dumps(dataset.train_images.shape[1]),
         "class_names": json.dumps(dataset.class_names),
         "mean": json.dumps(dataset.mean),
         "std": json.dumps(dataset.std),

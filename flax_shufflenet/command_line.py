@@ -1,0 +1,109 @@
+"""What the commands share: a dataclass as their command line, and one line for whatever goes wrong."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
+
+import tyro
+from tyro.conf import arg
+
+from flax_shufflenet.training.config import OptionError, one_line
+
+Options = TypeVar("Options")
+
+_FROM_FILE = "(default: as the net's file says)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What a net expects of its images, where its file does not say, or says something else.
+
+    Raises:
+        OptionError: a value out of its range.
+    """
+
+    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint=_FROM_FILE)] = None
+    """Side of the images that the net takes, in pixels."""
+
+    mean: Annotated[tuple[float, float, float] | None, arg(metavar="R G B", help_behavior_hint=_FROM_FILE)] = None
+    """Mean of the red, green and blue values, between 0 and 1, that is subtracted."""
+
+    std: Annotated[tuple[float, float, float] | None, arg(metavar="R G B", help_behavior_hint=_FROM_FILE)] = None
+    """Standard deviation of these values, which they are divided by."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise OptionError(f"--size must be at least 1, not {self.size}")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise OptionError(f"--mean must be three finite numbers, not {self.mean}")
+        if self.std is not None and not all(value > 0 and math.isfinite(value) for value in self.std):
+            raise OptionError(f"--std must be three finite numbers above 0, not {self.std}")
+
+
+def note(lines: Sequence[str]) -> None:
+    """Says on stderr, beside the results, what was assumed."""
+    for line in lines:
+        print(f"assumed {line}", file=sys.stderr)
+
+
+def parse(options: type[Options], program: str, arguments: Sequence[str], default: Options | None = None) -> Options:
+    """What a command line asks for; prints the help and exits where it asks for that.
+
+    Raises:
+        OptionError: an unknown option, a missing one, or a value that it cannot have.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                options,
+                prog=program,
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        raise OptionError(_unboxed(complaint.getvalue())) from None
+
+
+def _unboxed(box: str) -> str:
+    """What tyro draws as a title, a complaint, a rule and advice, in a box or in ASCII: the complaint, in one line."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    below_title = itertools.dropwhile(_is_rule, lines)
+    complaint = itertools.takewhile(lambda line: not _is_rule(line), below_title)
+    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(complaint))
+
+
+def _is_rule(line: str) -> bool:
+    return len(line) > 20 and set(line) <= {"─", "-"}
+
+
+def run(name: str, options: type[Options], job: Callable[[Options], int]) -> int:
+    """Runs ``python -m flax_shufflenet.NAME`` and returns its exit code: what ``job`` returns, 2 where the command
+    line is wrong, 130 where it was interrupted, 1 for any other error; errors are one line on stderr."""
+    try:
+        code = job(parse(options, f"python -m flax_shufflenet.{name}", sys.argv[1:]))
+        sys.stdout.flush()
+        return code
+    except OptionError as error:
+        print(f"{name}: {error} (see --help)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough; nor shall the interpreter's exit complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # whatever it is, users get one line
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return 1

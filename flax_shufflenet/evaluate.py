@@ -1,0 +1,240 @@
+"""``python -m flax_shufflenet.evaluate NET``: accuracy and loss on a test set; ``--help`` lists the options."""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from flax_shufflenet.command_line import ImageOptions, note, run
+from flax_shufflenet.training.allocator import restart_with_huge_pages
+from flax_shufflenet.training.config import DATASETS, OptionError, check_dataset, default_data_dir
+
+if TYPE_CHECKING:
+    from flax_shufflenet.pixel_net import PixelNet
+    from flax_shufflenet.preprocessing import Preprocessing
+
+_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ImageOptions):
+    """Measures a net on a test set: accuracy with its 95 % confidence interval, loss, accuracy of each class.
+
+    Image size and normalisation come from the net's file. A net converted from PyTorch has none: what is then assumed
+    is said on stderr. Exit codes: 0 done; 2 the command line is wrong; 1 anything else, with one line on stderr.
+    """
+
+    net: Annotated[Positional[Path], arg(metavar="NET")]
+    """The net: a file that training, convert or flax_shufflenet.save wrote."""
+
+    dataset: Annotated[
+        str | None,
+        arg(
+            metavar="cifar10|cifar100|digits|FOLDER",
+            help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
+        ),
+    ] = None
+    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS, or in FOLDER/val/CLASS."""
+
+    data_dir: Path = dataclasses.field(default_factory=default_data_dir)
+    """Folder of TensorFlow Datasets, where CIFAR is kept."""
+
+    test_flip: bool = False
+    """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset is not None:
+            check_dataset(self.dataset)
+
+
+class EvaluationSet(NamedTuple):
+    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels."""
+
+    source: str
+    class_names: tuple[str, ...]
+    size: int
+    batches: Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+class Result(NamedTuple):
+    """``images`` and ``correct`` are counts for each class; ``loss`` is the mean over all images."""
+
+    images: np.ndarray
+    correct: np.ndarray
+    loss: float
+    images_per_second: float
+    device: str
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.sum() / self.images.sum())
+
+
+def evaluate(options: Options) -> int:
+    """Prints the figures; returns 0.
+
+    Raises:
+        OptionError, TrainingError, OSError, ValueError: nothing can be measured; the message is one line.
+    """
+    # Imported here: JAX takes a second that --help and a wrong option need not wait for.
+    from flax_shufflenet import fuse, read_metadata
+    from flax_shufflenet.pixel_net import of_pixels, open_net
+    from flax_shufflenet.training.user_cache import keep_compiled_programs
+
+    keep_compiled_programs()
+    model, expected = open_net(options.net, options)
+    classes = model.architecture.num_classes
+    if not classes:
+        raise ValueError(f"{options.net}: a backbone, which has no classes")
+    assumed = [line for line in expected.assumed if not line.startswith("class names")]
+    dataset = options.dataset or read_metadata(options.net).get("dataset")
+    if dataset is None:
+        dataset = _dataset_by_count(options.net, classes)
+        assumed.append(f"dataset: {dataset}, from the net's {classes} classes (--dataset to change it)")
+    check_dataset(dataset)
+    if options.test_flip and dataset == "digits":
+        raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+    note(assumed)
+    test = _evaluation_set(dataset, options.data_dir, expected)
+    _check_classes(options.net, expected, classes, dataset, test)
+
+    result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
+    if options.json:
+        print(json.dumps(_record(options, test, result, expected)))
+    else:
+        _print(options, test, result)
+    return 0
+
+
+def _dataset_by_count(net: Path, classes: int) -> str:
+    datasets = {10: "cifar10", 100: "cifar100"}
+    if classes not in datasets:
+        raise OptionError(f"name the --dataset: {net} does not say what its {classes} classes are")
+    return datasets[classes]
+
+
+def _check_classes(net: Path, expected: "Preprocessing", classes: int, dataset: str, test: EvaluationSet) -> None:
+    if len(test.class_names) != classes:
+        raise ValueError(f"{net} has {classes} classes, but {dataset} has {len(test.class_names)}")
+    differing = [pair for pair in zip(expected.class_names, test.class_names, strict=True) if pair[0] != pair[1]]
+    if expected.names_known and differing:
+        ours, theirs = differing[0]
+        raise ValueError(f"{net} has other classes than {dataset}: {ours!r} where that has {theirs!r}")
+
+
+def _evaluation_set(dataset: str, data_dir: Path, expected: "Preprocessing") -> EvaluationSet:
+    from PIL import Image
+
+    from flax_shufflenet.images import batches, in_threads, read
+    from flax_shufflenet.training import data, image_folder
+
+    if dataset in DATASETS:
+        whole = data.load(dataset, data_dir)
+        source, class_names, labels = whole.source, whole.class_names, whole.test_labels
+        fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
+    else:
+        files = image_folder.files_to_test(Path(dataset))
+        source, class_names, labels = str(files.folder), files.class_names, files.labels
+        fitted = in_threads(lambda path: expected.fit(read(path)), files.paths, ahead=2 * _BATCH)
+
+    def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in batches(labels.tolist(), _BATCH):
+            yield np.stack([next(fitted) for _ in batch]), np.array(batch)
+
+    return EvaluationSet(source, class_names, len(labels), in_batches())
+
+
+def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool) -> Result:
+    """Runs a net on every test image once, and with ``test_flip`` also on its mirror image.
+
+    The images per second count everything but compiling.
+    """
+    import jax
+
+    def scores_of(pixels: jax.Array) -> jax.Array:
+        return net(pixels) + net(pixels[:, :, ::-1]) if test_flip else net(pixels)
+
+    batch_size = min(_BATCH, test.size)
+    run_net = jax.jit(scores_of).lower(jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)).compile()
+    images = np.zeros(len(test.class_names), int)
+    correct = np.zeros_like(images)
+    loss = 0.0
+    started = time.perf_counter()
+    for pixels, labels in test.batches:
+        # The last batch is filled up, rather than compiled for.
+        padding = [(0, batch_size - len(pixels)), (0, 0), (0, 0), (0, 0)]
+        scores = np.asarray(run_net(np.pad(pixels, padding)), np.float64)[: len(pixels)]
+        scores = scores / 2 if test_flip else scores
+        largest = scores.max(axis=1)
+        own = scores[np.arange(len(labels)), labels]
+        loss += float(np.sum(largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1)) - own))
+        images += np.bincount(labels, minlength=len(images))
+        correct += np.bincount(labels[scores.argmax(axis=1) == labels], minlength=len(images))
+    seconds = time.perf_counter() - started
+    return Result(images, correct, loss / test.size, test.size / seconds, jax.devices()[0].device_kind)
+
+
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of which ``correct`` of ``count`` were seen (Wilson 1927)."""
+    z = 1.959963984540054
+    share = correct / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _record(options: Options, test: EvaluationSet, result: Result, expected: "Preprocessing") -> dict[str, Any]:
+    return {
+        "net": str(options.net),
+        "source": test.source,
+        "images": test.size,
+        "accuracy": result.accuracy,
+        "accuracy_95": wilson_interval(int(result.correct.sum()), test.size),
+        "loss": result.loss,
+        "classes": {
+            name: {"images": int(images), "correct": int(correct)}
+            for name, images, correct in zip(test.class_names, result.images, result.correct, strict=True)
+        },
+        "test_flip": options.test_flip,
+        "image_size": expected.size,
+        "mean": expected.mean,
+        "std": expected.std,
+        "images_per_second": result.images_per_second,
+        "device": result.device,
+    }
+
+
+def _print(options: Options, test: EvaluationSet, result: Result) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    low, high = wilson_interval(int(result.correct.sum()), test.size)
+    flip = ", each also mirrored" if options.test_flip else ""
+    print(f"data      {test.source}: {test.size:,} test images{flip}")
+    print(f"accuracy  {result.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}")
+    print(f"loss      {result.loss:.4f}")
+    print(f"speed     {result.images_per_second:,.0f} images/s, without compiling, on {result.device}")
+    table = Table("class", box=None, pad_edge=False)
+    for heading in ("images", "correct", "accuracy"):
+        table.add_column(heading, justify="right")
+    for name, images, correct in zip(test.class_names, result.images, result.correct, strict=True):
+        table.add_row(Text(name), f"{images:,}", f"{correct:,}", f"{correct / images:.2%}" if images else "-")
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    if "-h" not in sys.argv and "--help" not in sys.argv:
+        restart_with_huge_pages()
+    sys.exit(run("evaluate", Options, evaluate))

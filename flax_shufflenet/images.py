@@ -1,0 +1,111 @@
+"""Image files of any kind as pixels: found, decoded by several threads, brought to one size."""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# Of the files in a folder, those with such a name; a file that is named itself is tried whatever its name.
+ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ImageError(ValueError):
+    """A file cannot be read as an image; the message is one line that names it."""
+
+
+def find(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted by path; hidden files and folders are passed over."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = (name for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
+        found += [Path(parent, name) for name in names]
+    return sorted(found)
+
+
+def read(path: Path) -> Image.Image:
+    """The image in a file, as people see it: mode RGB, turned upright as its EXIF data says, transparent parts on
+    white, 16 bits a value scaled to 8; the first picture where there are several.
+
+    Raises:
+        ImageError: no such file, no image, a damaged one, or one of numbers whose range is unknown.
+    """
+    try:
+        with Image.open(path) as image:
+            return _as_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError ...
+        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+        raise ImageError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its values are floats, whose range is unknown; save it with 8 or 16 bits a value")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and not 0 <= values.min() <= values.max() < 2**16:
+            raise ValueError("its values do not fit 16 bits; save it with 8 or 16 bits a value")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def stretched(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The whole image as a square, its sides stretched or shrunk as need be."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def centre_crop(image: Image.Image, size: int, short_side: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The square in the middle of the image, once the image's short side has been brought to ``short_side``: what
+    torchvision's ``Resize`` and ``CenterCrop`` do."""
+    width, height = image.size
+    scale = min(width, height) / short_side
+    # Resized sides are whole numbers, so a scale is not quite the same in both directions.
+    scaled = [int(side / scale) for side in image.size]
+    starts = [round((side - size) / 2) for side in scaled]
+    ratios = [side / whole for side, whole in zip(image.size, scaled, strict=True)]
+    left, top = (start * ratio for start, ratio in zip(starts, ratios, strict=True))
+    right, bottom = ((start + size) * ratio for start, ratio in zip(starts, ratios, strict=True))
+    # Only what is kept is computed: the long side of a narrow strip may be a million pixels.
+    box = (left, top, min(right, width), min(bottom, height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int) -> Iterator[Result]:
+    """``work`` of each item, in order, by as many threads as there are cores and at most ``ahead`` items early.
+
+    Pillow decodes and resizes without Python's lock.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pending: collections.deque[Future[Result]] = collections.deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in order, ``size`` at a time; the last batch may be smaller."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

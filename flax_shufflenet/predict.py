@@ -1,0 +1,198 @@
+"""``python -m flax_shufflenet.predict NET IMAGE...``: the classes of images; ``--help`` lists the options."""
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from flax_shufflenet.command_line import ImageOptions, note, run
+from flax_shufflenet.training.config import OptionError
+
+if TYPE_CHECKING:
+    from flax_shufflenet.pixel_net import PixelNet
+    from flax_shufflenet.preprocessing import Preprocessing
+
+# One program is compiled for a run: for the smallest of these batches that holds all images, or for the last.
+_BATCHES = (1, 8, 32, 128)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ImageOptions):
+    """Says which classes images belong to.
+
+    Class names, normalisation and image size come from the net's file. A net converted from PyTorch has none: what is
+    then assumed is said on stderr. Images may be of any kind that Pillow reads; they are turned upright by their EXIF
+    data, transparent parts become white, 16 bits a value become 8. Exit codes: 0 done; 2 the command line is wrong; 1
+    anything else, also where one of many images cannot be read, which is named on stderr and left out.
+    """
+
+    net: Annotated[Positional[Path], arg(metavar="NET")]
+    """The net: a file that training, convert or flax_shufflenet.save wrote."""
+
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...", help_behavior_hint="(required)")]
+    """Image files, or folders, whose image files are taken with those of their subfolders, sorted."""
+
+    top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 3, or all where there are fewer)")] = (
+        None
+    )
+    """Classes to name for each image, the likeliest first."""
+
+    json: bool = False
+    """Print one JSON object a line and image."""
+
+    classes: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: as the net's file says)")] = None
+    """Text file with the name of one class a line, in the net's order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.images:
+            raise OptionError("name at least one image or folder")
+        if self.top_k is not None and self.top_k < 1:
+            raise OptionError(f"--top_k must be at least 1, not {self.top_k}")
+
+
+class Prediction(NamedTuple):
+    """An image's likeliest classes, by index, each with its probability from 0 to 1."""
+
+    path: Path
+    ranked: list[tuple[int, float]]
+
+
+def predict(options: Options) -> int:
+    """Prints the predictions; returns 1 where an image could not be read, otherwise 0.
+
+    Raises:
+        OptionError, OSError, ValueError: nothing can be predicted; the message is one line.
+    """
+    # Imported here: JAX takes a second that --help and a wrong option need not wait for.
+    from flax_shufflenet import fuse
+    from flax_shufflenet.pixel_net import of_pixels, open_net
+    from flax_shufflenet.training.user_cache import keep_compiled_programs
+
+    keep_compiled_programs()
+    model, expected = open_net(options.net, options, options.classes and _read_names(options.classes))
+    classes = model.architecture.num_classes
+    if not classes:
+        raise ValueError(f"{options.net}: a backbone, which has no classes")
+    if options.top_k is not None and options.top_k > classes:
+        raise OptionError(f"--top_k must be at most {classes}, the classes of {options.net}, not {options.top_k}")
+    paths = _files(options.images)
+    note(expected.assumed)
+
+    unreadable: list[str] = []
+    net = of_pixels(fuse(model), expected)
+    predictions = _predictions(net, expected, paths, options.top_k or min(3, classes), unreadable)
+    if options.json:
+        for prediction in predictions:
+            print(_json(prediction, expected.class_names))
+    elif sys.stdout.isatty():
+        _print_table(predictions, len(paths), expected.class_names)
+    else:
+        for prediction in predictions:
+            print(_line(prediction, expected.class_names))
+    return 1 if unreadable else 0
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"--classes {path} cannot be read ({getattr(error, 'strerror', None) or 'not text'})"
+        ) from None
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    from flax_shufflenet.images import ENDINGS, find
+
+    paths = []
+    for path in images:
+        found = find(path) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{path}: no images in it ({' '.join(ENDINGS)})")
+        paths += found
+    return paths
+
+
+def _predictions(
+    net: "PixelNet", expected: "Preprocessing", paths: Sequence[Path], top_k: int, unreadable: list[str]
+) -> Iterator[Prediction]:
+    """Predictions in the order of ``paths``; names the files that cannot be read on stderr and in ``unreadable``."""
+    import jax
+    from PIL.Image import DecompressionBombWarning
+
+    from flax_shufflenet.images import ImageError, batches, in_threads, read
+
+    warnings.simplefilter("ignore", DecompressionBombWarning)  # a large photograph; twice as large is an error
+
+    def decode(path: Path) -> np.ndarray | ImageError:
+        try:
+            return expected.fit(read(path))
+        except ImageError as error:
+            return error
+
+    batch_size = next((size for size in _BATCHES if size >= len(paths)), _BATCHES[-1])
+    run_net = jax.jit(net)
+    decoded = in_threads(decode, paths, ahead=2 * batch_size)
+    for batch in batches(paths, batch_size):
+        pixels = np.zeros((batch_size, expected.size, expected.size, 3), np.uint8)
+        readable = []
+        for path in batch:
+            image = next(decoded)
+            if isinstance(image, ImageError):
+                print(f"predict: {image}", file=sys.stderr)
+                unreadable.append(str(image))
+            else:
+                pixels[len(readable)] = image
+                readable.append(path)
+        if readable:
+            probabilities = _softmax(np.asarray(run_net(pixels), np.float64))
+            for path, row in zip(readable, probabilities, strict=False):
+                ranked = np.argsort(-row, kind="stable")[:top_k]
+                yield Prediction(path, [(int(index), float(row[index])) for index in ranked])
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _printable(text: str | Path) -> str:
+    """A name as one field of one line, whatever bytes are in it."""
+    text = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _json(prediction: Prediction, names: Sequence[str]) -> str:
+    ranked = [{"class": names[index], "index": index, "probability": share} for index, share in prediction.ranked]
+    return json.dumps({"image": str(prediction.path), "predictions": ranked})
+
+
+def _line(prediction: Prediction, names: Sequence[str]) -> str:
+    ranked = [f"{_printable(names[index])}\t{share:.4f}" for index, share in prediction.ranked]
+    return "\t".join([_printable(prediction.path), *ranked])
+
+
+def _print_table(predictions: Iterator[Prediction], count: int, names: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("image", "class", "then", box=None)
+    watched = track(predictions, "predicting", count, console=Console(stderr=True), transient=True)
+    for prediction in watched:
+        label, *others = [f"{_printable(names[index])} {share:.1%}" for index, share in prediction.ranked]
+        table.add_row(Text(_printable(prediction.path)), Text(label, "bold"), Text(", ".join(others), "dim"))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run("predict", Options, predict))

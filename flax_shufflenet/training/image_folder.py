@@ -1,0 +1,94 @@
+"""A folder of one's own images as a dataset: ``FOLDER/train/CLASS/*`` and ``FOLDER/test/CLASS/*``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from flax_shufflenet.images import ImageError, find, in_threads, read, stretched
+from flax_shufflenet.training.config import TrainingError
+from flax_shufflenet.training.data import Dataset, channel_statistics
+
+# Images that are decoded before they are asked for.
+_AHEAD = 64
+
+
+class ImageFiles(NamedTuple):
+    """The files of one part of a dataset, and the index of each one's class."""
+
+    folder: Path
+    class_names: tuple[str, ...]
+    paths: list[Path]
+    labels: Int32[np.ndarray, " n"]
+
+
+def load(folder: Path, image_size: int) -> Dataset:
+    """The images below ``folder``, stretched to ``image_size`` x ``image_size``; classes are sorted by name.
+
+    Mean and standard deviation are those of the training images.
+
+    Raises:
+        TrainingError: a part or a class is missing or empty, or an image cannot be read; the message names it.
+    """
+    train, test = _files_of(_part(folder, "train")), files_to_test(folder)
+    for one, other in ((train, test), (test, train)):
+        missing = [name for name in one.class_names if name not in other.class_names]
+        if missing:
+            raise TrainingError(f"{other.folder / missing[0]}: no such folder, but {one.folder} has that class")
+    train_images = _decode(train.paths, image_size)
+    mean, std = channel_statistics(train_images)
+    if min(std) == 0:
+        raise TrainingError(f"{train.folder}: all its images are of one colour")
+    return Dataset(
+        name=str(folder),
+        source=f"{train.folder} and {test.folder}",
+        train_images=train_images,
+        train_labels=train.labels,
+        test_images=_decode(test.paths, image_size),
+        test_labels=test.labels,
+        class_names=train.class_names,
+        mean=mean,
+        std=std,
+        flip=True,
+    )
+
+
+def files_to_test(folder: Path) -> ImageFiles:
+    """The files of ``folder/test`` or, where there is none, of ``folder/val``.
+
+    Raises:
+        TrainingError: there is neither, or a class is empty.
+    """
+    return _files_of(_part(folder, "test", "val"))
+
+
+def _part(folder: Path, *names: str) -> Path:
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    raise TrainingError(f"{folder / names[0]}: no such folder; a dataset's images lie in {folder / names[0]}/CLASS")
+
+
+def _files_of(part: Path) -> ImageFiles:
+    folders = sorted(path for path in part.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise TrainingError(f"{part}: {len(folders)} class folders in it; two are needed at least")
+    found = [find(path) for path in folders]
+    for path, images in zip(folders, found, strict=True):
+        if not images:
+            raise TrainingError(f"{path}: no images in it")
+    labels = np.repeat(np.arange(len(folders), dtype=np.int32), [len(images) for images in found])
+    return ImageFiles(part, tuple(path.name for path in folders), [path for images in found for path in images], labels)
+
+
+def _decode(paths: Sequence[Path], image_size: int) -> UInt8[np.ndarray, "n size size 3"]:
+    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    try:
+        decoded = in_threads(lambda path: stretched(read(path), image_size), paths, ahead=_AHEAD)
+        for row, image in enumerate(decoded):
+            images[row] = image
+    except ImageError as error:
+        raise TrainingError(f"{error}: repair it or take it out of the dataset") from None
+    return images

@@ -1,0 +1,158 @@
+"""``python -m flax_shufflenet.evaluate`` agrees with plain NumPy, on trained nets, converted nets and folders."""
+
+import json
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import flax_shufflenet as fs
+from flax_shufflenet import command_line, evaluate
+from flax_shufflenet.training import data
+
+TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def run(capsys, *arguments: str | Path) -> tuple[int, str, list[str]]:
+    with patch.object(sys, "argv", ["evaluate", *map(str, arguments)]):
+        code = command_line.run("evaluate", evaluate.Options, evaluate.evaluate)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.splitlines()
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """A net as training saves it, with the classes of the digits; its scores are far apart."""
+    model = fs.ShuffleNetV2(fs.Architecture(**TINY), rngs=nnx.Rngs(0))
+    model.eval()
+    model.classifier.kernel[...] *= 100
+    folder = tmp_path_factory.mktemp("nets")
+    digits = data.load("digits", folder)
+    described = {
+        "dataset": "digits",
+        "image_size": "32",
+        "class_names": json.dumps(digits.class_names),
+        "mean": json.dumps(digits.mean),
+        "std": json.dumps(digits.std),
+    }
+    fs.save(model, folder / "trained.safetensors", described)
+    fs.save(model, folder / "converted.safetensors", {"layout": "seed"})
+    return model, folder
+
+
+def figures(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    scores = np.asarray(scores, np.float64)
+    losses = (
+        np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1))
+        + scores.max(1)
+        - scores[range(len(labels)), labels]
+    )
+    return float(np.mean(scores.argmax(1) == labels)), float(losses.mean())
+
+
+def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
+    model, folder = net
+    digits = data.load("digits", folder)
+    images = ((digits.test_images / 255 - digits.mean) / digits.std).astype(np.float32)
+    accuracy, loss = figures(np.asarray(model(jnp.asarray(images))), digits.test_labels)
+
+    code, out, err = run(capsys, folder / "trained.safetensors", "--json")
+    assert (code, err) == (0, [])
+    record = json.loads(out)
+    assert record["images"] == 360
+    assert record["accuracy"] == pytest.approx(accuracy, abs=1 / 360)  # rounding may tip one image
+    assert record["loss"] == pytest.approx(loss, rel=1e-3)
+    low, high = record["accuracy_95"]
+    assert low < record["accuracy"] < high
+    assert {name: one["images"] for name, one in record["classes"].items()} == {
+        str(digit): int(count) for digit, count in enumerate(np.bincount(digits.test_labels))
+    }
+    assert sum(one["correct"] for one in record["classes"].values()) == round(record["accuracy"] * 360)
+    assert record["images_per_second"] > 0
+
+    code, out, err = run(capsys, folder / "trained.safetensors", "--test_flip")
+    assert (code, out, len(err)) == (2, "", 1)
+    assert "a mirrored digit is no digit" in err[0]
+
+
+def test_a_converted_net_says_what_it_assumes_and_prints_a_table(net, capsys):
+    _, folder = net
+    code, out, err = run(capsys, folder / "converted.safetensors", "--dataset", "digits")
+    assert code == 0
+    assert [line.split(":")[0] for line in err] == ["assumed normalisation", "assumed image size"]
+    assert "scikit-learn: 360 test images" in out
+    assert "95 % interval" in out
+    assert len(out.splitlines()) == 4 + 1 + 10
+
+
+def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
+    model, folder = net
+    rng = np.random.default_rng(0)
+    images, labels = [], []
+    for label in range(10):
+        path = tmp_path / "val" / f"class {label}"
+        path.mkdir(parents=True)
+        for number in range(2):
+            images.append(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+            labels.append(label)
+            Image.fromarray(images[-1]).save(path / f"{number}.png")
+    resized = np.stack(
+        [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in images]
+    )
+    scores = model(jnp.asarray((resized / 255 - 0.5) / 0.25, jnp.float32))
+    accuracy, loss = figures(np.asarray(scores), np.array(labels))
+    options = ("--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25, "--json")
+    code, out, _ = run(capsys, folder / "converted.safetensors", "--dataset", tmp_path, *options)
+    assert code == 0
+    record = json.loads(out)
+    assert (record["images"], record["accuracy"]) == (20, accuracy)
+    assert record["loss"] == pytest.approx(loss, rel=1e-3)
+
+    mirrored = model(jnp.asarray((resized[:, :, ::-1] / 255 - 0.5) / 0.25, jnp.float32))
+    accuracy, loss = figures(np.asarray(scores + mirrored) / 2, np.array(labels))
+    record = json.loads(
+        run(capsys, folder / "converted.safetensors", "--dataset", tmp_path, *options, "--test_flip")[1]
+    )
+    assert record["accuracy"] == accuracy
+    assert record["loss"] == pytest.approx(loss, rel=1e-3)
+
+    code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", tmp_path)
+    assert code == 1
+    assert err == [
+        f"evaluate: {folder / 'trained.safetensors'} has other classes than {tmp_path}: '0' where that has 'class 0'"
+    ]
+    (tmp_path / "val" / "class 3" / "0.png").write_bytes(b"damaged")
+    code, out, err = run(capsys, folder / "converted.safetensors", "--dataset", tmp_path, *options)
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "val" / "class 3" / "0.png") in err[-1]
+
+
+def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, tmp_path, capsys):
+    _, folder = net
+    for name in ("a", "b"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "test" / name / "0.png")
+    code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", tmp_path)
+    assert (code, err) == (1, [f"evaluate: {folder / 'trained.safetensors'} has 10 classes, but {tmp_path} has 2"])
+    code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", "cifar11")
+    assert code == 2
+    assert err == ["evaluate: --dataset cifar11 is neither cifar10, cifar100, digits nor a folder (see --help)"]
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    # R's prop.test(correct, count, correct = FALSE)$conf.int
+    [(8338, 10_000, 0.82638, 0.84097), (0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (1, 2, 0.09453, 0.90547)],
+)
+def test_the_interval_is_wilsons(correct, count, low, high):
+    assert evaluate.wilson_interval(correct, count) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))

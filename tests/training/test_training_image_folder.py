@@ -1,0 +1,117 @@
+"""A folder of images as a dataset, from the files to the trained net."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import flax_shufflenet as fs
+from flax_shufflenet.preprocessing import expected_by
+from flax_shufflenet.training import data
+from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.evaluation import Evaluation
+from flax_shufflenet.training.loop import _net_metadata
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two classes with 6 training and 2 test images each, of several sizes and kinds."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 2)):
+        for name, level in (("dark", 40), ("bright", 180)):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(level, level + 60, (10 + number, 12, 3), dtype=np.uint8)
+                ending, image = (".png", pixels) if number % 2 else (".bmp", pixels[..., 0])
+                Image.fromarray(image).save(tmp_path / "set" / part / name / f"{number}{ending}")
+    return tmp_path / "set"
+
+
+def test_images_classes_and_statistics(folder, tmp_path):
+    (folder / "train" / "notes.txt").write_text("not a class")
+    (folder / "train" / "dark" / "notes.txt").write_text("not an image")
+    dataset = data.load(str(folder), tmp_path, image_size=16)
+    assert dataset.class_names == ("bright", "dark")
+    assert dataset.train_images.shape == (12, 16, 16, 3)
+    assert dataset.train_labels.tolist() == [0] * 6 + [1] * 6
+    assert dataset.test_labels.tolist() == [0, 0, 1, 1]
+    assert dataset.flip
+    with Image.open(folder / "train" / "dark" / "1.png") as image:
+        expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(dataset.train_images[7], expected)
+    np.testing.assert_allclose(dataset.mean, (dataset.train_images / 255).mean((0, 1, 2)))
+    np.testing.assert_allclose(dataset.std, (dataset.train_images / 255).std((0, 1, 2)))
+
+    (folder / "test").rename(folder / "val")
+    np.testing.assert_array_equal(data.load(str(folder), tmp_path, image_size=16).test_images, dataset.test_images)
+
+
+def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
+    config = Config(dataset=str(folder), image_size=16, net_size=0.5)
+    dataset = data.load(str(folder), tmp_path, image_size=16)
+    metadata = _net_metadata(config, dataset, Evaluation(0.1, 0.9))
+    expected = expected_by(fs.seed(0.5, 2), metadata)
+    assert (expected.size, expected.crop, expected.class_names) == (16, False, ("bright", "dark"))
+    assert (expected.mean, expected.std) == (dataset.mean, dataset.std)
+    assert expected.assumed == ()
+    assert metadata["dataset"] == str(folder)
+
+
+def damage_no_test(folder: Path) -> tuple[str, str]:
+    (folder / "test").rename(folder / "tests")
+    return str(folder / "test"), "no such folder"
+
+
+def damage_empty_class(folder: Path) -> tuple[str, str]:
+    for path in (folder / "train" / "dark").iterdir():
+        path.unlink()
+    return str(folder / "train" / "dark"), "no images"
+
+
+def damage_missing_class(folder: Path) -> tuple[str, str]:
+    (folder / "test" / "dark").rename(folder / "test" / "dim")
+    return str(folder / "test" / "dark"), "has that class"
+
+
+def damage_image(folder: Path) -> tuple[str, str]:
+    path = folder / "test" / "dark" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return str(path), "repair it or take it out"
+
+
+def damage_one_class(folder: Path) -> tuple[str, str]:
+    (folder / "train" / "dark").rename(folder / "dark")
+    return str(folder / "train"), "two are needed"
+
+
+def damage_one_colour(folder: Path) -> tuple[str, str]:
+    for path in (folder / "train").rglob("*.*"):
+        Image.new("RGB", (9, 9), "red").save(path)
+    return str(folder / "train"), "one colour"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_no_test, damage_empty_class, damage_missing_class, damage_image, damage_one_class, damage_one_colour],
+)
+def test_what_is_wrong_with_a_folder_is_one_line_that_names_it(folder, tmp_path, damage):
+    place, said = damage(folder)
+    with pytest.raises(TrainingError) as raised:
+        data.load(str(folder), tmp_path)
+    assert str(raised.value).startswith(f"{place}: ")
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mistyped_dataset_and_a_size_without_a_folder_are_refused(tmp_path):
+    with pytest.raises(OptionError, match=r"^--dataset cifar11 is neither cifar10, cifar100, digits nor a folder$"):
+        Config(dataset="cifar11")
+    with pytest.raises(OptionError, match=r"^--image_size is for a folder"):
+        Config(dataset="digits", image_size=64)
+    with pytest.raises(OptionError, match=r"^--image_size must be"):
+        Config(dataset=str(tmp_path), image_size=4)
+
+
+def test_results_are_named_after_the_folder(tmp_path):
+    assert Config(dataset=f"{tmp_path}/").out_dir == Path("runs") / f"{tmp_path.name}_1.0"
