@@ -2,7 +2,8 @@
 
 import io
 
-from convert.errors import ConvertError
+from matplotlib.figure import Figure
+
 from convert.report import Report
 from convert.verify import FLOAT64_BAR
 
@@ -10,16 +11,7 @@ _SMALLEST = 1e-17
 
 
 def plot_layers(report: Report) -> bytes:
-    """A PNG: each layer's float64 difference against its bar, and both nets' float32 errors.
-
-    Raises:
-        ConvertError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConvertError("--plot needs matplotlib: pip install matplotlib") from None
-
+    """A PNG: each layer's float64 difference against its bar, and both nets' float32 errors."""
     layers = report.proof.layers
     places = range(len(layers))
     figure = Figure(figsize=(11, 4.5), layout="constrained", dpi=150)

@@ -1,0 +1,198 @@
+"""One page on a finished run: report.md in its folder, and the pictures that it shows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from flax_shufflenet.files import write_whole
+from flax_shufflenet.functional import split
+from flax_shufflenet.training import plots
+from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.evaluation import log_probabilities, make_predict
+from flax_shufflenet.training.runs import Run, duration, percent, read_run, wilson_interval
+from flax_shufflenet.weights import load
+
+REPORT_FILE = "report.md"
+_CURVES_FILE, _CONFUSION_FILE, _HARDEST_FILE = "curves.png", "confusion.png", "hardest.png"
+_HARDEST_IMAGES = 24
+
+
+class _Judged(NamedTuple):
+    """What a net makes of the test set. ``counts``: how many images of class (row) it takes for class (column)."""
+
+    log_probabilities: Float[np.ndarray, "test classes"]
+    predicted: Int[np.ndarray, " test"]
+    counts: Int[np.ndarray, "classes classes"]
+
+
+def write_report(folder: Path, net_file: Path, dataset: Dataset) -> Path:
+    """Runs the net that a run has saved over the test set, and writes the page and its pictures to ``folder``.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: ``folder`` has no metrics.jsonl of a run.
+        OSError, ValueError: the net cannot be read, or the folder not be written.
+    """
+    run = read_run(folder)
+    judged, parameters = _judge(run, net_file, dataset)
+    title = f"ShuffleNetV2 {run.options['net_size']} on {dataset.name}"
+    write_whole(folder / _CURVES_FILE, plots.curves(run, title))
+    per_cent = "per cent of each true class" if len(dataset.class_names) <= plots.NUMBERED_CLASSES else "by class"
+    write_whole(
+        folder / _CONFUSION_FILE,
+        plots.confusion(judged.counts, dataset.class_names, f"{title}: test images, {per_cent}"),
+    )
+    pictures = _hardest_images(judged, dataset)
+    if pictures:
+        sheet = plots.hardest(pictures, f"{title}: the hardest test images")
+        write_whole(folder / _HARDEST_FILE, sheet)
+    page = "\n".join(_page(title, run, dataset, judged, parameters, hardest=len(pictures)))
+    write_whole(folder / REPORT_FILE, page.encode())
+    return folder / REPORT_FILE
+
+
+def _judge(run: Run, net_file: Path, dataset: Dataset) -> tuple[_Judged, int]:
+    """And the net's number of trainable parameters."""
+    model = load(net_file, dtype=run.options["dtype"])
+    network, parameters, statistics = split(model)
+    predict = make_predict(network, jnp.asarray(dataset.test_images), mean=dataset.mean, std=dataset.std)
+    logits = predict(parameters, statistics)
+    predicted = logits.argmax(axis=1)
+    classes = len(dataset.class_names)
+    counts = np.bincount(dataset.test_labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    return _Judged(log_probabilities(logits), predicted, counts), sum(array.size for array in parameters)
+
+
+def _hardest_images(judged: _Judged, dataset: Dataset) -> list[plots.HardImage]:
+    """Those wrongly classified to whose true class the net gives the least probability, the worst first."""
+    of_truth = judged.log_probabilities[np.arange(len(dataset.test_labels)), dataset.test_labels]
+    wrong = np.flatnonzero(judged.predicted != dataset.test_labels)
+    worst = wrong[np.argsort(of_truth[wrong], kind="stable")][:_HARDEST_IMAGES]
+    return [
+        plots.HardImage(
+            dataset.test_images[index],
+            dataset.class_names[dataset.test_labels[index]],
+            dataset.class_names[judged.predicted[index]],
+            float(np.exp(judged.log_probabilities[index, judged.predicted[index]])),
+        )
+        for index in worst
+    ]
+
+
+# --- the page
+
+
+def _page(title: str, run: Run, dataset: Dataset, judged: _Judged, parameters: int, *, hardest: int) -> list[str]:
+    right, count = int(np.trace(judged.counts)), len(dataset.test_labels)
+    lines = [
+        f"# {title}",
+        "",
+        f"**{percent(right / count)}** of the {count:,} test images are classified correctly "
+        f"(95 % interval {_interval(right, count)}) after {_counted(len(run.epochs), 'epoch')}.",
+        "",
+        "## Figures",
+        "",
+        *_table(("", ""), _figures(run, right, count)),
+        "",
+        f"![Loss, accuracy and learning rate over the epochs]({_CURVES_FILE})",
+        "",
+        "## What ran",
+        "",
+        *_table(("", ""), _circumstances(run, dataset, parameters)),
+        "",
+        *_table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in run.options.items()]),
+        "",
+        "## Classes",
+        "",
+        *_table(("class", "images", "right", "95 % interval", "most often taken for"), _classes(judged, dataset)),
+        "",
+        f"![Confusion matrix of the test set]({_CONFUSION_FILE})",
+        "",
+    ]
+    if hardest:
+        lines += [
+            "## The hardest test images",
+            "",
+            f"The {_counted(hardest, 'image')} to whose true class the net gives the least probability, of those that "
+            "it gets wrong, the worst first: above what it is, below what the net takes it for, and how sure it is.",
+            "",
+            f"![The hardest test images]({_HARDEST_FILE})",
+            "",
+        ]
+    return lines
+
+
+def _figures(run: Run, right: int, count: int) -> list[tuple[str, str]]:
+    last, best = run.last, run.best
+    assert last is not None  # a run that has saved a net has done an epoch
+    assert best is not None
+    rows = [
+        ("test accuracy, saved net", f"{percent(right / count)} (95 % Wilson interval {_interval(right, count)})"),
+        (
+            "test accuracy, best epoch",
+            f"{percent(best['test_accuracy'])} (95 % Wilson interval "
+            f"{_interval(round(best['test_accuracy'] * count), count)}) after epoch {best['epoch']}; picked on the "
+            "test images themselves, so it flatters",
+        ),
+        ("loss, last epoch", f"train {_number(last['train_loss'])}, test {_number(last['test_loss'])}"),
+        ("train accuracy, last epoch", f"{percent(last['train_accuracy'])}, of augmented images while the net changes"),
+        ("wall time of the epochs", f"{duration(run.seconds)}, testing included, compilation not"),
+        ("speed of training", f"{run.images_per_second:,.0f} images/s, median of the epochs"),
+    ]
+    if last.get("raw_test_accuracy") is not None:
+        rows.insert(2, ("test accuracy, weights not averaged", f"{percent(last['raw_test_accuracy'])}, last epoch"))
+    return rows
+
+
+def _circumstances(run: Run, dataset: Dataset, parameters: int) -> list[tuple[str, str]]:
+    said = run.description
+    versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
+    return [
+        ("net", f"ShuffleNetV2 {run.options['net_size']}, {parameters:,} parameters, {run.options['dtype']}"),
+        (
+            "data",
+            f"{dataset.name} from {said['source']}: {said['train_images']:,} training and {said['test_images']:,} test "
+            f"images, {len(dataset.class_names)} classes",
+        ),
+        ("device", said["device"] if said["device"] == said["platform"] else f"{said['device']} ({said['platform']})"),
+        ("versions", versions),
+    ]
+
+
+def _classes(judged: _Judged, dataset: Dataset) -> list[tuple[str, ...]]:
+    """The worst class first."""
+    rows = []
+    totals, rights = judged.counts.sum(axis=1), np.diag(judged.counts)
+    for index in np.argsort(rights / np.maximum(totals, 1), kind="stable"):
+        total, right = int(totals[index]), int(rights[index])
+        wrong = judged.counts[index].copy()
+        wrong[index] = 0
+        other = int(wrong.argmax())
+        confused = f"{dataset.class_names[other]} ({wrong[other]})" if wrong[other] else ""
+        share = percent(right / total, 1) if total else ""
+        rows.append((dataset.class_names[index], f"{total:,}", share, _interval(right, total), confused))
+    return rows
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _interval(right: int, count: int) -> str:
+    low, high = wilson_interval(right, count)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

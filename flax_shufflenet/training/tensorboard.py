@@ -1,0 +1,37 @@
+"""A run's figures for TensorBoard. tensorboardX, an extra, is imported where it is used."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_TAGS = {
+    "train_loss": "loss/train",
+    "test_loss": "loss/test",
+    "raw_test_loss": "loss/test, not averaged",
+    "train_accuracy": "accuracy/train",
+    "test_accuracy": "accuracy/test",
+    "raw_test_accuracy": "accuracy/test, not averaged",
+    "learning_rate": "learning_rate",
+    "images_per_second": "images_per_second",
+}
+
+
+class TensorBoardWriter:
+    """Writes an epoch's figures as scalars, at the number of steps done, into a folder that it first empties."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """What the record has of the figures; nothing for one that is no epoch's, such as a run's description."""
+        for key, tag in _TAGS.items():
+            if record.get(key) is not None:
+                self._writer.add_scalar(tag, record[key], record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

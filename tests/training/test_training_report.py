@@ -1,0 +1,107 @@
+"""The page on a run, and its pictures, from a real net and a real folder."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import flax_shufflenet as fs
+from flax_shufflenet.training import plots
+from flax_shufflenet.training.report import write_report
+from flax_shufflenet.training.runs import RunError
+
+TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
+
+
+@pytest.fixture
+def run_folder(tmp_path, small_dataset):
+    """A finished run of one epoch. Its net takes every image for class "a", with a probability of 80 %."""
+    model = fs.ShuffleNetV2(TINY, rngs=nnx.Rngs(0))
+    model.classifier.kernel[...] *= 0
+    model.classifier.bias[...] = np.log(np.array([0.8, 0.1, 0.1], np.float32))
+    fs.save(model, tmp_path / "net.safetensors")
+    right = int(np.sum(small_dataset.test_labels == 0))
+    epoch = {
+        "epoch": 1,
+        "step": 2,
+        "learning_rate": 0.1,
+        "train_loss": 1.25,
+        "train_accuracy": 0.5,
+        "test_loss": None,
+        "test_accuracy": right / 10,
+        "images_per_second": 1000.0,
+        "seconds": 61.0,
+    }
+    start = {
+        "config": {"net_size": 0.5, "dataset": "digits", "epochs": 1, "dtype": "float32", "learning_rate": 0.125},
+        "source": "random numbers",
+        "train_images": 21,
+        "test_images": 10,
+        "device": "abacus",
+        "platform": "wood",
+        "versions": {"jax": "0.1"},
+    }
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (start, epoch)))
+    return tmp_path
+
+
+def test_the_page_says_what_ran_on_what_with_which_figures(run_folder, small_dataset):
+    page = write_report(run_folder, run_folder / "net.safetensors", small_dataset).read_text()
+    right = int(np.sum(small_dataset.test_labels == 0))
+    assert f"**{10 * right}.00 %** of the 10 test images" in page
+    for said in (
+        "`learning_rate` | `0.125`",
+        "abacus (wood)",
+        "jax 0.1",
+        "random numbers",
+        "1 min 1 s",
+        "1,000 images/s",
+    ):
+        assert said in page
+    assert "train 1.2500, test not finite" in page
+    assert f"| a | {right} | 100.0 % |" in page
+    assert "| b | 0 |  |" in page
+    assert f"| c | {10 - right} | 0.0 % |" in page
+    assert f"| a ({10 - right}) |" in page
+    for name in ("curves.png", "confusion.png", "hardest.png"):
+        assert f"({name})" in page
+        with Image.open(run_folder / name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_a_net_without_mistakes_has_no_hardest_images(run_folder, small_dataset):
+    all_a = small_dataset.test_labels == 0
+    easy = type(small_dataset)(
+        **vars(small_dataset)
+        | {"test_images": small_dataset.test_images[all_a], "test_labels": small_dataset.test_labels[all_a]}
+    )
+    page = write_report(run_folder, run_folder / "net.safetensors", easy).read_text()
+    assert "hardest" not in page
+    assert not (run_folder / "hardest.png").exists()
+
+
+def test_the_hardest_are_the_surest_mistakes_worst_first(run_folder, small_dataset, monkeypatch):
+    model = fs.load(run_folder / "net.safetensors")
+    model.classifier.bias[...] = np.log(np.array([0.15, 0.8, 0.05], np.float32))
+    fs.save(model, run_folder / "net.safetensors")
+    seen = []
+    draw = plots.hardest
+    monkeypatch.setattr(plots, "hardest", lambda images, title: seen.extend(images) or draw(images, title))
+    write_report(run_folder, run_folder / "net.safetensors", small_dataset)
+    labels = small_dataset.test_labels
+    assert [one.true for one in seen] == ["c"] * int(np.sum(labels == 2)) + ["a"] * int(np.sum(labels == 0))
+    assert all(one.predicted == "b" and abs(one.probability - 0.8) < 1e-6 for one in seen)
+    np.testing.assert_array_equal(seen[0].image, small_dataset.test_images[np.flatnonzero(labels == 2)[0]])
+
+
+def test_a_hundred_classes_are_drawn_with_their_names():
+    counts = np.eye(100, dtype=int) * 60 + np.random.default_rng(0).poisson(0.4, (100, 100))
+    png = plots.confusion(counts, [f"class_{number}" for number in range(100)], "a hundred")
+    assert int.from_bytes(png[16:20], "big") > 2000  # the width, in pixels: a row needs its name
+
+
+def test_a_folder_without_metrics_is_no_run(tmp_path, small_dataset):
+    with pytest.raises(RunError, match=r"no metrics\.jsonl"):
+        write_report(tmp_path, tmp_path / "net.safetensors", small_dataset)
