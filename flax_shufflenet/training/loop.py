@@ -22,6 +22,8 @@ from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
 from flax_shufflenet.training.metrics import MetricsWriter
 from flax_shufflenet.training.recipe import describe
+from flax_shufflenet.training.report import try_report
+from flax_shufflenet.training.runs import METRICS_FILE
 from flax_shufflenet.training.start import initial_model
 from flax_shufflenet.training.step import (
     StepMetrics,
@@ -35,7 +37,6 @@ from flax_shufflenet.training.step import (
 from flax_shufflenet.weights import save
 
 NET_FILE = "net.safetensors"
-METRICS_FILE = "metrics.jsonl"
 
 # Metrics are fetched this many steps late, so that the device always has the next steps at hand.
 _STEPS_AHEAD = 4
@@ -70,6 +71,7 @@ def train(config: Config) -> Evaluation:
         model, evaluation = _run(model, config, dataset, metrics, console)
     save(model, out_dir / NET_FILE, _net_metadata(config, dataset, evaluation))
     console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
+    try_report(out_dir, out_dir / NET_FILE, dataset, console)
     return evaluation
 
 

@@ -4,6 +4,8 @@ matplotlib is imported where it is used: it takes most of a second, which no sta
 """
 
 import io
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -27,6 +29,7 @@ _DPI = 130
 _MARKED_EPOCHS = 30  # up to so many, each epoch has a dot
 _LABEL_GAP = 0.055  # of the axis' height, between two labels at the right
 NUMBERED_CLASSES = 20  # up to so many, each cell of a confusion matrix says its number
+_NAMED_CLASSES = 200  # up to so many, its rows and columns have names
 
 
 class Line(NamedTuple):
@@ -99,23 +102,24 @@ def confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequence[
     from matplotlib.colors import PowerNorm
 
     classes = len(class_names)
-    side = 3.2 + (0.55 if classes <= NUMBERED_CLASSES else 0.16) * classes
+    side = 3.2 + (0.55 if classes <= NUMBERED_CLASSES else 0.16) * min(classes, _NAMED_CLASSES)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = _figure(side + 0.8, side - 0.4)
     axes = figure.add_subplot()
     # Errors are small shares: a gamma below 1 spreads the colours there.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     size = 9 if classes <= NUMBERED_CLASSES else 6.5
-    names = [name.replace("_", " ") for name in class_names]
-    axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
-    axes.set_yticks(range(classes), names, fontsize=size)
+    if classes <= _NAMED_CLASSES:
+        names = [_plain(name) for name in class_names]
+        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
+        axes.set_yticks(range(classes), names, fontsize=size)
     axes.tick_params(length=0)
     if classes <= NUMBERED_CLASSES:
         for row, column in np.argwhere(counts):
             share = shares[row, column]
             text = f"{100 * share:.0f}" if share >= 0.01 else "<1"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if share > 0.4 else "#222222")
-    else:
+    elif classes <= _NAMED_CLASSES:
         axes.set_xticks(np.arange(-0.5, classes), minor=True)
         axes.set_yticks(np.arange(-0.5, classes), minor=True)
         axes.grid(which="minor", color="#eeeeee", linewidth=0.4)
@@ -142,11 +146,16 @@ def hardest(images: Sequence[HardImage], title: str) -> bytes:
         axes.imshow(one.image, interpolation="bicubic")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_title(f"true: {one.true.replace('_', ' ')}", fontsize=9, pad=3)
-        predicted = f"net: {one.predicted.replace('_', ' ')}, {_confidence(one.probability)}"
+        axes.set_title(f"true: {_plain(one.true)}", fontsize=9, pad=3)
+        predicted = f"net: {_plain(one.predicted)}, {_confidence(one.probability)}"
         axes.set_xlabel(predicted, fontsize=9, color=_VERMILION, labelpad=3)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return _png(figure)
+
+
+def _plain(name: str) -> str:
+    """A class or run as matplotlib shall write it: between dollars it would look for mathematics."""
+    return name.replace("_", " ").replace("$", r"\$")
 
 
 def _confidence(probability: float) -> str:
@@ -160,6 +169,8 @@ def _confidence(probability: float) -> str:
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
+    # It would say that it looks for fonts, which it does once, for seconds.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     cast("ConstrainedLayoutEngine", figure.get_layout_engine()).set(wspace=0.06)
     return figure
@@ -167,7 +178,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")  # a Figure made without pyplot draws with Agg
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name too long for the layout, or a letter that the font does not have
+        figure.savefig(buffer, format="png")  # a Figure made without pyplot draws with Agg
     return buffer.getvalue()
 
 
@@ -184,7 +197,7 @@ def _draw(axes: "Axes", what: str, lines: Sequence[Line]) -> None:
             marker=marker,
             markersize=3.5,
             linewidth=1.6,
-            label=line.label,
+            label=line.label.replace("$", r"\$"),
         )
     axes.set_title(what, fontsize=10, loc="left")
     axes.set_xlabel("epoch", fontsize=9)

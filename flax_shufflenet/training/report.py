@@ -1,5 +1,6 @@
 """One page on a finished run: report.md in its folder, and the pictures that it shows."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,10 +8,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from rich.console import Console
 
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import plots
+from flax_shufflenet.training.config import one_line
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import log_probabilities, make_predict
 from flax_shufflenet.training.runs import Run, duration, percent, read_run, wilson_interval
@@ -29,6 +32,16 @@ class _Judged(NamedTuple):
     counts: Int[np.ndarray, "classes classes"]
 
 
+def try_report(folder: Path, net_file: Path, dataset: Dataset, console: Console) -> None:
+    """``write_report``, and a line that says where. A failure is one line too: the run itself is done and saved."""
+    try:
+        page = write_report(folder, net_file, dataset)
+    except Exception as error:
+        print(f"the report could not be made: {one_line(error)}", file=sys.stderr)
+    else:
+        console.print(f"report  {page}")
+
+
 def write_report(folder: Path, net_file: Path, dataset: Dataset) -> Path:
     """Runs the net that a run has saved over the test set, and writes the page and its pictures to ``folder``.
 
@@ -41,7 +54,7 @@ def write_report(folder: Path, net_file: Path, dataset: Dataset) -> Path:
     """
     run = read_run(folder)
     judged, parameters = _judge(run, net_file, dataset)
-    title = f"ShuffleNetV2 {run.options['net_size']} on {dataset.name}"
+    title = f"{_net(run)} on {dataset.name}"
     write_whole(folder / _CURVES_FILE, plots.curves(run, title))
     per_cent = "per cent of each true class" if len(dataset.class_names) <= plots.NUMBERED_CLASSES else "by class"
     write_whole(
@@ -61,7 +74,8 @@ def _judge(run: Run, net_file: Path, dataset: Dataset) -> tuple[_Judged, int]:
     """And the net's number of trainable parameters."""
     model = load(net_file, dtype=run.options["dtype"])
     network, parameters, statistics = split(model)
-    predict = make_predict(network, jnp.asarray(dataset.test_images), mean=dataset.mean, std=dataset.std)
+    images, flip = jnp.asarray(dataset.test_images), run.options.get("test_flip", False)
+    predict = make_predict(network, images, mean=dataset.mean, std=dataset.std, flip=flip)
     logits = predict(parameters, statistics)
     predicted = logits.argmax(axis=1)
     classes = len(dataset.class_names)
@@ -86,6 +100,11 @@ def _hardest_images(judged: _Judged, dataset: Dataset) -> list[plots.HardImage]:
 
 
 # --- the page
+
+
+def _net(run: Run) -> str:
+    size = run.options["net_size"]  # None where the net to start from had its own
+    return f"ShuffleNetV2 {size}" if size else "ShuffleNetV2"
 
 
 def _page(title: str, run: Run, dataset: Dataset, judged: _Judged, parameters: int, *, hardest: int) -> list[str]:
@@ -154,7 +173,7 @@ def _circumstances(run: Run, dataset: Dataset, parameters: int) -> list[tuple[st
     said = run.description
     versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
     return [
-        ("net", f"ShuffleNetV2 {run.options['net_size']}, {parameters:,} parameters, {run.options['dtype']}"),
+        ("net", f"{_net(run)}, {parameters:,} parameters, {run.options['dtype']}"),
         (
             "data",
             f"{dataset.name} from {said['source']}: {said['train_images']:,} training and {said['test_images']:,} test "

@@ -61,6 +61,10 @@ def test_an_epoch_on_digits_saves_a_net_with_the_reported_accuracy(tmp_path, cac
     accuracy = np.mean(np.argmax(logits, -1) == dataset.test_labels)
     assert abs(accuracy - epoch["test_accuracy"]) <= 1 / 360  # rounding may tip one image
 
+    page = (out / "report.md").read_text()
+    assert f"**{100 * epoch['test_accuracy']:.2f} %**" in page
+    assert (out / "curves.png").exists()
+
     # And a second run does not replace it by accident.
     again = train("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--out", out)
     assert again.returncode == 1

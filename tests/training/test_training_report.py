@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from rich.console import Console
 
 import flax_shufflenet as fs
 from flax_shufflenet.training import plots
-from flax_shufflenet.training.report import write_report
+from flax_shufflenet.training.report import try_report, write_report
 from flax_shufflenet.training.runs import RunError
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
@@ -100,6 +101,22 @@ def test_a_hundred_classes_are_drawn_with_their_names():
     counts = np.eye(100, dtype=int) * 60 + np.random.default_rng(0).poisson(0.4, (100, 100))
     png = plots.confusion(counts, [f"class_{number}" for number in range(100)], "a hundred")
     assert int.from_bytes(png[16:20], "big") > 2000  # the width, in pixels: a row needs its name
+
+
+def test_any_class_name_can_be_drawn():
+    names = ["$x_$", "\u96ea", "a$", "long" * 40]
+    assert plots.confusion(np.eye(4, dtype=int), names, "names").startswith(b"\x89PNG")
+    image = np.zeros((8, 12, 3), np.uint8)
+    assert plots.hardest([plots.HardImage(image, *names[:2], 0.5)], "names").startswith(b"\x89PNG")
+
+
+def test_a_report_that_cannot_be_made_is_one_line(run_folder, small_dataset, capsys):
+    (run_folder / "net.safetensors").write_bytes(b"no net")
+    try_report(run_folder, run_folder / "net.safetensors", small_dataset, Console())
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("the report could not be made: ")
+    assert error.count("\n") == 1
 
 
 def test_a_folder_without_metrics_is_no_run(tmp_path, small_dataset):
