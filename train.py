@@ -9,6 +9,7 @@ from typing import Literal
 from flax_shufflenet import command_line
 from flax_shufflenet.training import allocator
 from flax_shufflenet.training.config import Config, OptionError, RunOptions, TaskOptions, TrainingOptions, one_line
+from flax_shufflenet.training.interruption import Interrupted, raise_on_sigterm
 from flax_shufflenet.training.recipe import RECIPES
 
 
@@ -45,8 +46,9 @@ def _defaults(arguments: Sequence[str]) -> _CommandLine:
 
 
 def main() -> int:
-    """Returns the exit code: 0 done, 2 the command line is wrong, 130 interrupted, 1 anything else."""
+    """Returns the exit code: 0 done, 2 the command line is wrong, 130 or 143 interrupted, 1 anything else."""
     try:
+        raise_on_sigterm()
         config = parse(sys.argv[1:])
         allocator.restart_with_huge_pages()
         # Imported here: JAX takes seconds that --help and a mistyped option need not wait for.
@@ -56,9 +58,9 @@ def main() -> int:
     except OptionError as error:
         print(f"train.py: {error} (see --help)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted, no net was saved", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(f"train.py: {str(interrupt) or 'interrupted, nothing new to save'}", file=sys.stderr)
+        return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
     except Exception as error:  # whatever it is, users get one line
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 1

@@ -114,8 +114,16 @@ def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[st
 
 
 def to_bytes(architecture: Architecture, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The content of the file that ``save`` writes."""
-    return safetensors.numpy.save(dict(arrays), {**metadata, ARCHITECTURE_KEY: architecture.to_json()})
+    """The content of the file that ``save`` writes: the same net and metadata give the same bytes."""
+    data = safetensors.numpy.save(dict(arrays), {**metadata, ARCHITECTURE_KEY: architecture.to_json()})
+    # The library writes the metadata in a random order. The header is its length (8 bytes), JSON, and spaces up to
+    # a multiple of 8.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> ShuffleNetV2:

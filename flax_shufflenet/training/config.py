@@ -116,8 +116,12 @@ class RunOptions:
     out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: runs/DATASET_NET_SIZE)")] = None
     """Folder for the results."""
 
+    resume: bool = False
+    """Insist on going on with an unfinished run in OUT. Without this, one that lies there is gone on with as well,
+    and where there is none a new one starts."""
+
     force: bool = False
-    """Replace the results of an earlier run in OUT."""
+    """Start anew, and replace what an earlier run left in OUT, finished or not."""
 
     no_compilation_cache: bool = False
     """Compile everything anew; otherwise compiled programs are kept in the user's cache folder."""
@@ -164,6 +168,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions):
             raise OptionError(f"--seed must be at least 0 and below 2**31, not {self.seed}")
         if self.test_flip and self.dataset == "digits":
             raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+        if self.resume and self.force:
+            raise OptionError("--resume goes on with a run and --force replaces it: give one of them")
 
     @property
     def out_dir(self) -> Path:

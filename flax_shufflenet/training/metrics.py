@@ -2,28 +2,32 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from flax_shufflenet.files import write_whole
 
 
 class MetricsWriter:
     """Writes a fresh file; each line is on disk as soon as it is written, so a running file can be followed.
 
+    ``records`` are those written so far. A run that is gone on with starts with the ones of its checkpoint, whatever
+    the file held before.
+
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.records = [_finite(record) for record in records]
+        write_whole(path, "".join(map(_line, self.records)).encode())
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line. A number that is not finite becomes null, since JSON has no other word for it."""
-        values = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self.records.append(_finite(record))
+        self._file.write(_line(self.records[-1]))
         self._file.flush()
 
     def __enter__(self) -> "MetricsWriter":
@@ -31,3 +35,13 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"

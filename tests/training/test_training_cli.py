@@ -131,7 +131,7 @@ def test_an_interrupt_is_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == "train.py: interrupted, no net was saved\n"
+    assert stderr == "train.py: interrupted, nothing new to save\n"
 
 
 def test_huge_pages_are_asked_for_once_and_beside_other_tunables():

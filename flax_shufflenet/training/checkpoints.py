@@ -1,0 +1,207 @@
+"""Checkpoints of a run: all that it takes to go on as if nothing had happened.
+
+Each is a folder named by its step, which Orbax writes beside and renames when it is whole, while training goes on.
+In it are the train state and a record of plain JSON; the record holds a checksum of the state's bits.
+"""
+
+import contextlib
+import functools
+import logging
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flax_shufflenet.training.config import TrainingError, one_line
+
+# Saved in the middle of an epoch too, where it takes longer than this.
+_SECONDS_BETWEEN = 600
+
+
+class Checkpoint(NamedTuple):
+    """A state after ``step`` steps, and what ``Checkpoints.save`` was given with it."""
+
+    step: int
+    state: Any
+    record: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the last two, and the best one. Close it, or use it in ``with``.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Imported here: it takes half a second, which a refusal need not wait for.
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
+        # Orbax logs tracebacks of errors that it also raises.
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._best_step: int | None = None
+        self._saved_at = time.monotonic()
+        self._args = ocp.args
+        self._manager = ocp.CheckpointManager(
+            folder.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [checkpoint_managers.LatestN(2), _KeepStep(lambda: self._best_step)]
+                ),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` steps lies."""
+        return self.folder / str(step)
+
+    def latest_step(self) -> int | None:
+        """The newest one's step; None where there is none."""
+        return self._manager.latest_step()
+
+    def restore(
+        self, template: Any, check: Callable[[dict[str, Any]], None], say: Callable[[str], None]
+    ) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where there is none at all.
+
+        ``template`` is a state of the shapes, dtypes and places to restore to. ``check`` sees the record first, and
+        raises what it finds wrong with it. A damaged checkpoint is told to ``say`` and left out; once an older one
+        has been read instead, it is removed: going on from there makes it again.
+
+        Raises:
+            TrainingError: there are checkpoints, but none of them can be read.
+            OSError: they may not be read, or a damaged one cannot be removed.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                record = self._restore_item(step, "record", self._args.JsonRestore())
+                checksum, best_step, run = record["checksum"], record["best_step"], record["run"]
+            except PermissionError:
+                raise
+            except Exception as error:  # whatever damage makes the readers stumble over
+                damaged.append((step, one_line(error)))
+                continue
+            check(run)
+            try:
+                abstract = jax.tree.map(_shape, template)
+                state = self._restore_item(step, "state", self._args.StandardRestore(abstract))
+                if _checksum(state) != checksum:
+                    raise ValueError("its checksum is wrong")
+            except PermissionError:
+                raise
+            except Exception as error:
+                damaged.append((step, one_line(error)))
+                continue
+            for other, reason in damaged:
+                say(f"{self.path(other)} is damaged ({reason}): falling back to {self.path(step)}")
+                self._manager.delete(other)
+            self._best_step = best_step
+            return Checkpoint(step, state, run)
+        if damaged:
+            step, reason = damaged[0]
+            raise TrainingError(
+                f"no checkpoint in {self.folder} can be read ({step}: {reason}): choose another --out, or start anew "
+                "with --force"
+            )
+        return None
+
+    def _restore_item(self, step: int, name: str, arguments: Any) -> Any:
+        return self._manager.restore(step, args=self._args.Composite(**{name: arguments}))[name]
+
+    def due(self) -> bool:
+        """Whether the last one was saved so long ago that the next should not wait for the epoch's end."""
+        return time.monotonic() - self._saved_at > _SECONDS_BETWEEN
+
+    def save(self, step: int, state: Any, record: dict[str, Any], *, best: bool = False) -> None:
+        """Starts to save ``state`` and ``record``, which is plain JSON, once the one before is on disk.
+
+        The state may be donated as soon as this returns. ``best`` says that none before was better: it is kept until
+        there is a better one.
+
+        Raises:
+            FloatingPointError: the state is not finite; it is not saved.
+            TrainingError: this checkpoint or the one before cannot be written.
+        """
+        if not _finite(state):
+            raise FloatingPointError(f"the parameters are not finite after step {step}")
+        if best:
+            self._best_step = step
+        whole = {"run": record, "checksum": _checksum(state), "best_step": self._best_step}
+        with self._errors_in_one_line():
+            self._manager.save(
+                step,
+                args=self._args.Composite(state=self._args.StandardSave(state), record=self._args.JsonSave(whole)),
+            )
+        self._saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        with self._errors_in_one_line():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _errors_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise TrainingError(f"cannot save a checkpoint in {self.folder}: {one_line(error)}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):  # what failed to be written, save or wait have said
+            self._manager.close()
+
+
+def remove(folder: Path) -> None:
+    """Removes all checkpoints in a folder, which need not be there, and nothing else.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.partition(".")[0].isdigit():
+                shutil.rmtree(path)
+
+
+class _KeepStep:
+    """Keeps one checkpoint; ``step`` says which."""
+
+    def __init__(self, step: Callable[[], int | None]) -> None:
+        self._step = step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> Sequence[bool]:
+        return [checkpoint.step == self._step() for checkpoint in checkpoints]
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _checksum(state: Any) -> int:
+    return functools.reduce(lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(state), 0)
+
+
+def _finite(state: Any) -> bool:
+    floats = (leaf for leaf in jax.tree.leaves(state) if np.issubdtype(leaf.dtype, np.floating))
+    return all(np.isfinite(leaf).all() for leaf in floats)

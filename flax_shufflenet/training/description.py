@@ -1,0 +1,80 @@
+"""What a run says of itself: on the screen, in the first line of its metrics, and in the net's file."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.evaluation import Evaluation
+from flax_shufflenet.training.recipe import describe
+
+
+def progress_bar(console: Console) -> Progress:
+    """Shown on a terminal only; a log file gets the epochs' lines alone."""
+    columns = (TextColumn("{task.fields[figures]}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+    """An epoch's record as one line for people."""
+    raw = f" (not averaged {record['raw_test_accuracy']:.2%})" if "raw_test_accuracy" in record else ""
+    return (
+        f"epoch {record['epoch']:{len(str(epochs))}}/{epochs}  "
+        f"train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:6.2%}  "
+        f"test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:6.2%}{raw}  "
+        f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.0f} s"
+    )
+
+
+def print_start(console: Console, config: Config, dataset: Dataset, net: str) -> None:
+    """The data, the net, which ``net`` describes, the recipe and the folder."""
+    devices = jax.devices()
+    console.print(
+        f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
+        f"{len(dataset.test_labels):,} test images, {len(dataset.class_names)} classes"
+    )
+    console.print(f"net     {net}, {config.dtype}, on {devices[0].device_kind} ({devices[0]})")
+    console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
+    console.print(f"results {config.out_dir}")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that the result depends on."""
+    packages = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """The first line of the metrics."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    return {
+        "config": options | {"out": str(config.out_dir)},
+        "source": dataset.source,
+        "train_images": len(dataset.train_labels),
+        "test_images": len(dataset.test_labels),
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "versions": versions(),
+    }
+
+
+def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epochs: int) -> dict[str, str]:
+    """What is kept beside the weights of a net that was trained for ``epochs`` epochs."""
+    return {
+        "dataset": dataset.name,
+        "class_names": json.dumps(dataset.class_names),
+        "mean": json.dumps(dataset.mean),
+        "std": json.dumps(dataset.std),
+        "test_accuracy": str(evaluation.accuracy),
+        "test_flip": json.dumps(config.test_flip),
+        "epochs": str(epochs),
+        "versions": json.dumps(versions()),
+    }

@@ -1,0 +1,46 @@
+"""What makes a run the one it is: only the same one may be gone on with."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax_shufflenet.architecture import Architecture
+from flax_shufflenet.training.config import Config, TrainingError
+from flax_shufflenet.training.data import Dataset
+
+# All other options have a say in the result.
+FREE_OPTIONS = frozenset({"data_dir", "out", "force", "resume", "no_compilation_cache"})
+
+
+def identity(config: Config, dataset: Dataset, architecture: Architecture) -> dict[str, Any]:
+    """The options that have a say in the result, the net, and a hash of all images and labels, as JSON has them."""
+    images = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        images.update(repr((array.shape, str(array.dtype))).encode())
+        images.update(array.tobytes())
+    options = {name: value for name, value in vars(config).items() if name not in FREE_OPTIONS}
+    found = {"options": options, "architecture": architecture.to_json(), "dataset": images.hexdigest()}
+    return json.loads(json.dumps(found, default=str))
+
+
+def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
+    """Raises:
+    TrainingError: ``theirs``, the identity of the run in ``folder``, is another run's; the message says by what.
+    """
+    ways_out = "choose another --out, or start anew with --force"
+    for name, value in ours["options"].items():
+        before = theirs["options"].get(name)
+        if value != before:
+            raise TrainingError(
+                f"--{name} is {value}, but the unfinished run in {folder} was started with {before}: "
+                f"go on with that, {ways_out}"
+            )
+    if ours["dataset"] != theirs["dataset"]:
+        raise TrainingError(
+            f"the images of {ours['options']['dataset']} are not those that the unfinished run in {folder} was "
+            f"started with: give their --data_dir, {ways_out}"
+        )
+    if ours != theirs:
+        raise TrainingError(f"the unfinished run in {folder} is that of another version of this program: {ways_out}")

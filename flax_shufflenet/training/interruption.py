@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: the first one ends a run at its next step, a second one at once."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run; the message says where it stands, and ``exit_code`` is 128 and the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def raise_on_sigterm() -> None:
+    """From now on SIGTERM raises ``Interrupted``, as Ctrl-C raises ``KeyboardInterrupt``."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        raise Interrupted("", number)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+class Interruption:
+    """While it is entered, Ctrl-C and SIGTERM only set ``signal_number``: whoever looks at it decides when to stop.
+
+    After the first one, both do again what they do to any program: they end it at once. A Ctrl-C that the process
+    was told to ignore, as shells tell their background jobs, is still ignored. Outside the main thread, where Python
+    allows no handlers, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.signal_number = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        if sys.stdout.isatty():
+            # Not through a stream, which may be in the middle of writing. A progress bar has hidden the cursor, and
+            # would not show it again after the second signal.
+            os.write(sys.stdout.fileno(), _SHOW_CURSOR)
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
