@@ -26,7 +26,7 @@ def train(*arguments, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -129,7 +129,7 @@ def test_an_interrupt_is_one_line(tmp_path):
     signal.signal(signal.SIGINT, before)
     assert process.stdout.readline().startswith("data")
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130
     assert stderr == "train.py: interrupted, nothing new to save\n"
 
