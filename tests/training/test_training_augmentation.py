@@ -1,11 +1,11 @@
-"""Crops, flips and normalisation against a plain NumPy reference."""
+"""Crops, flips, erasing and normalisation against a plain NumPy reference."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_shufflenet.training.augmentation import PADDING, augment, normalise
+from flax_shufflenet.training.augmentation import PADDING, augment, erase, normalise
 
 
 def images(count, height=32, width=32):
@@ -74,3 +74,60 @@ def test_normalisation_is_torchvisions():
     result = normalise(jnp.asarray(batch), mean, std)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def rectangles(erased):
+    """Of images that were all ones: whether each one has zeros, and top, left, height and width of those.
+
+    An image whose zeros are no rectangle, or not in all its colours, fails the test.
+    """
+    found = []
+    for image in np.asarray(erased):
+        rows, columns = np.nonzero((image == 0).all(-1))
+        if not rows.size:
+            assert (image == 1).all()
+            found.append((False, 0, 0, 0, 0))
+            continue
+        top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+        expected = np.ones_like(image)
+        expected[top:bottom, left:right] = 0
+        np.testing.assert_array_equal(image, expected)
+        found.append((True, top, left, bottom - top, right - left))
+    return np.array(found).T
+
+
+def test_erased_are_rectangles_of_torchvisions_areas_and_ratios():
+    count = 4000
+    chosen, top, left, heights, widths = rectangles(
+        erase(jax.random.key(0), jnp.ones((count, 32, 32, 3)), probability=0.6)
+    )
+    np.testing.assert_allclose(chosen.mean(), 0.6, atol=0.04)  # 5 standard deviations
+    top, left, heights, widths = (values[chosen == 1] for values in (top, left, heights, widths))
+    # Sides are rounded, so that each bound holds up to half a pixel on either side.
+    assert ((heights - 0.5) * (widths - 0.5) <= 0.33 * 1024).all()
+    assert ((heights + 0.5) * (widths + 0.5) >= 0.02 * 1024).all()
+    for longer, shorter in ((heights, widths), (widths, heights)):
+        assert ((longer - 0.5) / (shorter + 0.5) <= 3.3334).all()
+    assert max(heights.max(), widths.max()) == 31
+    # Areas and logarithms of ratios are uniform: their quartiles say so.
+    areas, logs = heights * widths / 1024, np.log(heights / widths)
+    np.testing.assert_allclose(np.quantile(areas, [0.25, 0.5, 0.75]), 0.02 + 0.31 * np.array([0.25, 0.5, 0.75]), atol=0.02)
+    np.testing.assert_allclose(np.quantile(logs, [0.25, 0.5, 0.75]), np.log(3.3) * np.array([-0.5, 0, 0.5]), atol=0.1)
+    # So is the place, from one edge to the other.
+    for start, size in ((top, heights), (left, widths)):
+        share = start / (32 - size)
+        assert (share.min(), share.max()) == (0, 1)
+        np.testing.assert_allclose(share.mean(), 0.5, atol=0.05)
+
+
+def test_what_is_erased_follows_from_the_key():
+    batch = jnp.ones((32, 16, 12, 3))
+    first, again, other = (np.asarray(erase(jax.random.key(seed), batch, probability=1.0)) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (rectangles(first)[0] == 1).all()
+
+
+def test_an_image_that_no_rectangle_fits_into_stays_whole():
+    batch = jnp.ones((8, 1, 1, 3))
+    np.testing.assert_array_equal(erase(jax.random.key(0), batch, probability=1.0), batch)
