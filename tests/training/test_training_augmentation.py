@@ -111,7 +111,9 @@ def test_erased_are_rectangles_of_torchvisions_areas_and_ratios():
     assert max(heights.max(), widths.max()) == 31
     # Areas and logarithms of ratios are uniform: their quartiles say so.
     areas, logs = heights * widths / 1024, np.log(heights / widths)
-    np.testing.assert_allclose(np.quantile(areas, [0.25, 0.5, 0.75]), 0.02 + 0.31 * np.array([0.25, 0.5, 0.75]), atol=0.02)
+    np.testing.assert_allclose(
+        np.quantile(areas, [0.25, 0.5, 0.75]), 0.02 + 0.31 * np.array([0.25, 0.5, 0.75]), atol=0.02
+    )
     np.testing.assert_allclose(np.quantile(logs, [0.25, 0.5, 0.75]), np.log(3.3) * np.array([-0.5, 0, 0.5]), atol=0.1)
     # So is the place, from one edge to the other.
     for start, size in ((top, heights), (left, widths)):

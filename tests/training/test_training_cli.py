@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from flax import nnx
 import flax_shufflenet as fs
 from flax_shufflenet.training import data
 from flax_shufflenet.training.allocator import huge_page_environment
+from flax_shufflenet.training.config import Config, OptionError
+from flax_shufflenet.training.recipe import RECIPES
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -88,12 +91,25 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path, arguments, s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_recipe_sets_defaults_and_options_come_first():
+    # train.py is a script beside the packages, not part of them.
+    parse = runpy.run_path(str(TRAIN))["parse"]
+    assert parse([]) == parse(["--recipe", "published"]) == Config()
+    fast = RECIPES["fast"]
+    assert parse(["--recipe", "fast"]) == Config(**fast) != Config()
+    assert parse(["--batch-size", "32", "--recipe=fast"]) == Config(**fast | {"batch_size": 32})
+    with pytest.raises(OptionError, match="invalid choice 'slow'"):
+        parse(["--recipe", "slow"])
+
+
 def test_help_names_every_option():
     result = train("--help")
     assert result.returncode == 0
     for option in ("net_size", "dataset", "data_dir", "epochs", "batch_size", "learning_rate", "momentum"):
         assert f"--{option}" in result.stdout
-    for option in ("weight_decay", "seed", "dtype", "out", "force"):
+    for option in ("weight_decay", "seed", "dtype", "out", "force", "recipe", "init", "label_smoothing", "ema"):
+        assert f"--{option}" in result.stdout
+    for option in ("warmup_epochs", "decayed", "random_erasing", "test_flip"):
         assert f"--{option}" in result.stdout
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.functional import split
-from flax_shufflenet.training.evaluation import make_evaluate
+from flax_shufflenet.training.evaluation import make_evaluate, make_predict
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +47,19 @@ def test_every_batch_size_gives_numpys_result(model, small_dataset, batch_size):
     result = evaluate(parameters, statistics)
     assert result.accuracy == np.mean(logits.argmax(1) == labels)
     np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-4)
+
+
+def test_a_flipped_test_takes_the_mean_of_both_views_logits(model, small_dataset):
+    images = (small_dataset.test_images / 255 - np.array(small_dataset.mean)) / small_dataset.std
+    views = [model(jnp.asarray(view, jnp.float32)) for view in (images, images[:, :, ::-1])]
+    network, parameters, statistics = split(model)
+    predict = make_predict(
+        network,
+        jnp.asarray(small_dataset.test_images),
+        mean=small_dataset.mean,
+        std=small_dataset.std,
+        flip=True,
+        batch_size=4,
+    )
+    assert np.abs(views[0] - views[1]).max() > 0.1
+    np.testing.assert_allclose(predict(parameters, statistics), (views[0] + views[1]) / 2, rtol=1e-4, atol=1e-5)

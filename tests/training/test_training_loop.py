@@ -1,8 +1,14 @@
 """What ends a run, and what starts none."""
 
-import jax.numpy as jnp
-import pytest
+import json
 
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import flax_shufflenet as fs
+from flax_shufflenet.training import data
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.step import StepMetrics
@@ -44,8 +50,44 @@ def test_a_net_is_not_replaced_before_any_work_is_done(tmp_path):
         {"momentum": 1.0},
         {"seed": -1},
         {"seed": 2**31},
+        {"warmup_epochs": -1.0},
+        {"warmup_epochs": 3.0, "epochs": 3},
+        {"label_smoothing": 1.0},
+        {"ema": 1.0},
+        {"random_erasing": 1.5},
+        {"random_erasing": float("nan")},
     ],
 )
 def test_values_out_of_range_name_their_option(options):
     with pytest.raises(OptionError, match=f"^--{next(iter(options))} must be "):
         Config(**options)
+
+
+def test_a_mirrored_digit_is_no_digit():
+    with pytest.raises(OptionError, match=r"^--test_flip cannot be used with --dataset digits: "):
+        Config(test_flip=True, dataset="digits")
+
+
+def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averaged_one(tmp_path, capsys):
+    architecture = fs.Architecture(
+        stage_widths=(8,), stage_blocks=(1,), stem_width=4, stem_stride=4, last_width=16, num_classes=3, dropout=0.1
+    )
+    fs.save(fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(1)), tmp_path / "three.safetensors")
+    out = tmp_path / "out"
+    train(
+        Config(init=tmp_path / "three.safetensors", dataset="digits", epochs=2, batch_size=64, ema=0.99,
+               random_erasing=0.2, label_smoothing=0.1, warmup_epochs=0.5, decayed="kernels", out=out)
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "its classifier made anew for 10 classes: the net has 3" in printed
+    for part in ("after 0.5 epochs of warm-up", "on kernels alone", "erasing 0.2", "smoothing 0.1", "decay 0.99"):
+        assert part in printed
+
+    *_, last = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert last["train_loss"] < np.log(10)
+    assert last["raw_test_accuracy"] != last["test_accuracy"]
+    assert f"(not averaged {last['raw_test_accuracy']:.2%})" in printed
+    dataset = data.load("digits", tmp_path)
+    images = jnp.asarray((dataset.test_images / 255 - np.array(dataset.mean)) / dataset.std, jnp.float32)
+    logits = nnx.jit(lambda model, images: model(images))(fs.load(out / "net.safetensors"), images)
+    assert abs(np.mean(np.argmax(logits, -1) == dataset.test_labels) - last["test_accuracy"]) <= 1 / 360

@@ -1,22 +1,26 @@
 """The train step: its order of images, its update, its repeatability."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.functional import split
 from flax_shufflenet.training.augmentation import augment, normalise
+from flax_shufflenet.training.averaging import Averages
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.step import (
     _AUGMENTATION,
     _key,
     cross_entropy,
     epoch_order,
+    final_arrays,
     initial_state,
     make_optimizer,
     make_schedule,
@@ -24,6 +28,7 @@ from flax_shufflenet.training.step import (
 )
 
 TINY = Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
+AVERAGED = Config(batch_size=8, ema=0.3)
 
 
 class Runner:
@@ -43,7 +48,8 @@ class Runner:
 
     def start(self, config, total_steps):
         _, parameters, statistics = split(self.model(config))
-        return initial_state(parameters, statistics, make_optimizer(config, total_steps))
+        optimizer = make_optimizer(config, total_steps)
+        return initial_state(parameters, statistics, optimizer, averaged=config.ema > 0)
 
     def go_on(self, config, state, total_steps, until):
         """From ``state`` until ``until`` steps are done: the new state, and each step's loss."""
@@ -120,6 +126,60 @@ def test_the_schedule_is_a_cosine_from_the_learning_rate_to_zero():
     np.testing.assert_allclose(rates, [0.15 * (1 + np.cos(np.pi * step / 100)) for step in range(101)], atol=1e-7)
 
 
+def test_a_warm_up_rises_in_equal_steps_from_above_zero_and_the_cosine_takes_the_rest():
+    config = Config(learning_rate=0.3, warmup_epochs=0.5, epochs=5)
+    schedule = make_schedule(config, 100)
+    rates = [float(schedule(step)) for step in range(101)]
+    np.testing.assert_allclose(rates[:10], [0.3 * (step + 1) / 11 for step in range(10)], atol=1e-7)
+    np.testing.assert_allclose(rates[10:], [0.15 * (1 + np.cos(np.pi * step / 90)) for step in range(91)], atol=1e-7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_the_loss_is_pytorchs(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 5, (16, 7)).astype(np.float32), rng.integers(0, 7, 16)
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")(
+        torch.from_numpy(logits), torch.from_numpy(labels)
+    )
+    losses = cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), smoothing=smoothing)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_biases_and_batch_normalisation_are_not_decayed_where_kernels_alone_are(runner):
+    config = Config(learning_rate=0.5, weight_decay=0.1, momentum=0.0, decayed="kernels")
+    _, parameters, _ = split(runner.model(config))
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update([jnp.zeros_like(leaf) for leaf in parameters], optimizer.init(parameters), parameters)
+    names = [path[-1] for path, _ in nnx.to_flat_state(nnx.state(runner.model(config), nnx.Param))]
+    assert set(names) == {"kernel", "scale", "bias"}
+    for name, update, parameter in zip(names, updates, parameters, strict=True):
+        np.testing.assert_allclose(update, -0.05 * parameter if name == "kernel" else 0 * parameter, rtol=1e-6)
+
+
+def test_averages_follow_the_steps_and_do_not_touch_them(runner):
+    plain = Config(batch_size=8)
+    state, plain_state = runner.start(AVERAGED, 5), runner.start(plain, 5)
+    assert plain_state.averages == ()
+    expected = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.averages)]
+    for step in range(4):
+        state, _ = runner.go_on(AVERAGED, state, 5, step + 1)
+        plain_state, _ = runner.go_on(plain, plain_state, 5, step + 1)
+        decay = min(0.3, (1 + step) / (10 + step))
+        values = jax.tree.leaves((state.parameters, state.statistics))
+        for index, value in enumerate(values):
+            if value.dtype == jnp.int32:  # a count of batches
+                expected[index] = np.asarray(value)
+            else:
+                expected[index] = decay * expected[index] + (1 - decay) * np.asarray(value, np.float64)
+    assert isinstance(state.averages, Averages)
+    for average, by_hand in zip(jax.tree.leaves(state.averages), expected, strict=True):
+        np.testing.assert_allclose(average, by_hand, rtol=1e-4, atol=1e-5)
+    for ours, raw in zip(jax.tree.leaves(state._replace(averages=())), jax.tree.leaves(plain_state), strict=True):
+        np.testing.assert_allclose(ours, raw, rtol=1e-4, atol=1e-5)
+    assert final_arrays(plain_state) == (plain_state.parameters, plain_state.statistics)
+    assert final_arrays(state) == (state.averages.parameters, state.averages.statistics)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(runner):
     config, other = Config(batch_size=8), Config(batch_size=8, seed=1)
     first, losses = runner.go_on(config, runner.start(config, 5), 5, 5)
@@ -139,8 +199,9 @@ def test_a_run_can_be_taken_up_from_its_state(runner):
     assert_same_bits(whole, rest)
 
 
-def test_no_two_arrays_of_the_state_share_a_buffer(runner):
-    config = Config(batch_size=8)
+@pytest.mark.parametrize("ema", [0.0, AVERAGED.ema])
+def test_no_two_arrays_of_the_state_share_a_buffer(runner, ema):
+    config = Config(batch_size=8, ema=ema)
     state = runner.start(config, 5)
     for number in range(2):
         pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
@@ -165,6 +226,19 @@ def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32(runner):
     loss = cross_entropy(jnp.array([[30.0, -30.0, 2.5]], jnp.bfloat16), jnp.array([2], jnp.int32))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, [27.5], rtol=1e-6)
+
+
+def test_bfloat16_learns(small_dataset):
+    """Classes that differ in brightness: two dozen steps are enough."""
+    labels = small_dataset.train_labels
+    noise = small_dataset.train_images // 8
+    bright = dataclasses.replace(
+        small_dataset, train_images=(noise + 100 * labels[:, None, None, None]).astype(np.uint8)
+    )
+    runner = Runner(bright)
+    config = Config(batch_size=16, dtype="bfloat16", learning_rate=0.5)
+    _, losses = runner.go_on(config, runner.start(config, 24), 24, 24)
+    assert np.mean(losses[-4:]) < losses[0] / 10
 
 
 def test_momentum_zero_is_plain_sgd():

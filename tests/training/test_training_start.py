@@ -1,0 +1,101 @@
+"""What a run starts from, and what it is told about a saved net."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import flax_shufflenet as fs
+from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.start import initial_model
+from flax_shufflenet.weights import flat_arrays
+
+TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Writes a tiny net, whose architecture and metadata can be said, and returns its path."""
+
+    def write(metadata=None, **fields):
+        model = fs.ShuffleNetV2(dataclasses.replace(TINY, **fields), rngs=nnx.Rngs(1))
+        fs.save(model, tmp_path / "net.safetensors", metadata)
+        return tmp_path / "net.safetensors"
+
+    return write
+
+
+def arrays_of(model):
+    return {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+
+
+def assert_same(arrays, others, names):
+    for name in names:
+        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
+
+
+@pytest.mark.parametrize("metadata", [None, {"class_names": json.dumps(["a", "b", "c"])}])
+def test_the_same_classes_take_the_whole_net(saved, small_dataset, metadata):
+    path = saved(metadata)
+    model, description = initial_model(Config(init=path), small_dataset)
+    assert description == f"ShuffleNetV2 from {path}, whole"
+    arrays, file = arrays_of(model), arrays_of(fs.load(path))
+    assert_same(arrays, file, arrays.keys() | file.keys())
+    assert not model.stem.bn.use_running_average  # train mode
+    assert not model.dropout.deterministic
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fields", "reason"),
+    [
+        (None, {"num_classes": 5}, "the net has 5"),
+        (None, {"num_classes": 0}, "the net has none"),
+        ({"class_names": json.dumps(["d", "e", "f"])}, {}, "the net's have other names"),
+    ],
+)
+def test_other_classes_take_all_but_the_classifier(saved, small_dataset, metadata, fields, reason):
+    path = saved(metadata, **fields)
+    model, description = initial_model(Config(init=path), small_dataset)
+    assert description.endswith(f"its classifier made anew for 3 classes: {reason}")
+    assert model.architecture == TINY
+    arrays, file = arrays_of(model), arrays_of(fs.load(path))
+    head = {"classifier.kernel", "classifier.bias"}
+    assert_same(arrays, file, arrays.keys() - head)
+    assert arrays["classifier.kernel"].shape == (8, 3)
+    assert fields.get("num_classes") == 0 or not np.array_equal(arrays["classifier.kernel"], file["classifier.kernel"])
+
+
+def test_a_net_size_that_is_not_the_files_is_refused(saved, small_dataset, tmp_path):
+    with pytest.raises(OptionError, match=r"^--net_size 0.5 is not that of the net in .*net.safetensors, whose stages"):
+        initial_model(Config(init=saved(), net_size=0.5), small_dataset)
+    half = tmp_path / "half.safetensors"
+    fs.save(fs.ShuffleNetV2(fs.seed(0.5, 3), rngs=nnx.Rngs(0)), half)
+    model, _ = initial_model(Config(init=half, net_size=0.5), small_dataset)
+    assert model.architecture == fs.seed(0.5, 3)
+    with pytest.raises(OptionError, match="stages are 48, 96, 192 wide"):
+        initial_model(Config(init=half, net_size=1.0), small_dataset)
+
+
+def test_what_the_net_computes_in_is_the_runs(saved, small_dataset):
+    model, _ = initial_model(Config(init=saved(num_classes=5), dtype="bfloat16"), small_dataset)
+    assert model.stem.conv.dtype == jnp.bfloat16
+    assert model.stem.conv.kernel[...].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "no such file"), (b"not a net", "not a readable safetensors file")]
+)
+def test_what_is_no_saved_net_is_one_line(tmp_path, small_dataset, content, said):
+    path = tmp_path / "net.safetensors"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError, match=f"^--init .*{path.name}: {said}"):
+        initial_model(Config(init=path), small_dataset)
+
+
+def test_a_net_that_needs_larger_images_is_refused(saved, small_dataset):
+    with pytest.raises(TrainingError, match=r"^--init .*net.safetensors cannot learn digits: this net averages 7x7"):
+        initial_model(Config(init=saved(pool_size=7)), small_dataset)
