@@ -1,8 +1,8 @@
 """``python train.py`` as its users run it: a process of its own."""
 
+import importlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -91,9 +91,9 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path, arguments, s
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_sets_defaults_and_options_come_first():
-    # train.py is a script beside the packages, not part of them.
-    parse = runpy.run_path(str(TRAIN))["parse"]
+def test_a_recipe_sets_defaults_and_options_come_first(monkeypatch):
+    monkeypatch.syspath_prepend(TRAIN.parent)
+    parse = importlib.import_module("train").parse
     assert parse([]) == parse(["--recipe", "published"]) == Config()
     fast = RECIPES["fast"]
     assert parse(["--recipe", "fast"]) == Config(**fast) != Config()

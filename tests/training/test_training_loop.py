@@ -85,7 +85,7 @@ def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averag
 
     *_, last = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     assert last["train_loss"] < np.log(10)
-    assert last["raw_test_accuracy"] != last["test_accuracy"]
+    assert last["raw_test_loss"] != last["test_loss"]
     assert f"(not averaged {last['raw_test_accuracy']:.2%})" in printed
     dataset = data.load("digits", tmp_path)
     images = jnp.asarray((dataset.test_images / 255 - np.array(dataset.mean)) / dataset.std, jnp.float32)
