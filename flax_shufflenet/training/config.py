@@ -170,6 +170,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions):
             raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
         if self.resume and self.force:
             raise OptionError("--resume goes on with a run and --force replaces it: give one of them")
+        if self.test_flip and self.no_flip:
+            raise OptionError("--test_flip cannot be used with --no_flip: the net would see no mirrored image before")
 
     @property
     def out_dir(self) -> Path:

@@ -7,7 +7,7 @@ from flax_shufflenet.training.config import TrainingOptions
 # The published recipe of the CIFAR-10 nets of chenyaofo/pytorch-cifar-models is the options' own defaults.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
-    "fast": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2, "warmup_epochs": 2.0, "decayed": "kernels"},
+    "fast": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2, "warmup_epochs": 0.5, "decayed": "kernels"},
 }
 
 

@@ -63,9 +63,11 @@ def test_values_out_of_range_name_their_option(options):
         Config(**options)
 
 
-def test_a_mirrored_digit_is_no_digit():
+def test_mirrored_tests_are_for_nets_that_learn_from_mirrored_images():
     with pytest.raises(OptionError, match=r"^--test_flip cannot be used with --dataset digits: "):
         Config(test_flip=True, dataset="digits")
+    with pytest.raises(OptionError, match=r"^--test_flip cannot be used with --no_flip: "):
+        Config(test_flip=True, no_flip=True)
 
 
 def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averaged_one(tmp_path, capsys):
