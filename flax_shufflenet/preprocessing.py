@@ -56,18 +56,11 @@ class Preprocessing:
             return images.centre_crop(image, self.size, _short_side(self.size))
         return images.stretched(image, self.size)
 
-    def to_json(self) -> dict[str, Any]:
-        """For people and programs that feed the net elsewhere."""
-        resize = f"short side to {_short_side(self.size)}, then the centre" if self.crop else "the whole image"
-        return {
-            "image_size": self.size,
-            "resize": resize,
-            "channels": "BGR" if self.bgr else "RGB",
-            "mean": self.mean,
-            "std": self.std,
-            "class_names": self.class_names,
-            "assumed": self.assumed,
-        }
+    @property
+    def resize(self) -> str:
+        """How ``fit`` brings an image to its size, in words."""
+        how = f"short side to {_short_side(self.size)} pixels, centre of" if self.crop else "whole image stretched to"
+        return f"{how} {self.size}x{self.size}, bilinear"
 
 
 def _short_side(size: int) -> int:
