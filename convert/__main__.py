@@ -15,8 +15,10 @@ class Options:
     """Converts a ShuffleNetV2 between PyTorch and Flax, and proves the result by running both nets.
 
     A PyTorch checkpoint becomes a safetensors file that flax_shufflenet.load opens. A file that
-    flax_shufflenet.save wrote becomes a PyTorch state_dict. Exit codes: 0 converted and proven; 2 the command
-    line is wrong; 1 anything else, and then nothing is written.
+    flax_shufflenet.save wrote becomes a PyTorch state_dict or, where the output ends in .onnx, an ONNX model (needs
+    pip install -e '.[onnx]'): float32 images [batch, 3, size, size], normalised as in training, to class scores
+    before the softmax. Exit codes: 0 converted and proven; 2 the command line is wrong; 1 anything else, and then
+    nothing is written.
     """
 
     file: tyro.conf.Positional[Path]
@@ -36,6 +38,9 @@ class Options:
     """Take the net at this place in the file, where there are several."""
     images: Path | None = None
     """Compare the two nets on the images in this folder, instead of on noise."""
+    size: int | None = None
+    """Side of the images that an ONNX model takes. Default: as the net's file says, else 32, or 224 for an ImageNet
+    stem."""
     report: Path | None = None
     """Also write the certificate, with every layer's errors, to this Markdown file."""
     plot: Path | None = None

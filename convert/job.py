@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from convert import api
+from convert import api, onnx_file
+from convert.across import Rewritten
 from convert.errors import ConvertError
 from convert.images import read_images
 from convert.layouts import LAYOUTS
@@ -19,6 +20,7 @@ from convert.report import Report, failure_table
 from convert.verify import Proof
 from flax_shufflenet import Architecture
 from flax_shufflenet.files import write_whole
+from flax_shufflenet.preprocessing import expected_by
 from flax_shufflenet.weights import ARCHITECTURE_KEY, check_arrays, to_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def run(options: "Options") -> None:
 
 def _from_torch(source: Source, options: "Options") -> None:
     output = options.output or _beside(source.path, f".{options.to}.pt" if options.to else ".safetensors")
+    if output.suffix == onnx_file.ENDING:
+        raise ConvertError(f"{output}: ONNX is made from a Flax net; convert {source.path} to .safetensors first")
     _refuse_overwriting(output, options.force)
     images = None if options.images is None else read_images(options.images)
     conversion = api.convert_source(
@@ -58,7 +62,7 @@ def _from_torch(source: Source, options: "Options") -> None:
         _finish(conversion.report, options, output, to_bytes(architecture, arrays, conversion.metadata))
         return
     _stop_unless_proven(conversion.report.proof, source.path)
-    tensors, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
+    tensors, _, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
     report = dataclasses.replace(report, notes=(*conversion.report.notes, *report.notes))
     _finish(report, options, output, _torch_bytes(api.restore_origin(tensors, conversion.metadata)))
 
@@ -68,16 +72,29 @@ def _from_flax(source: Source, options: "Options") -> None:
         if getattr(options, name):
             raise ConvertError(f"{source.path}: a Flax net; --{name} is for PyTorch checkpoints, leave it out")
     output = options.output or _beside(source.path, ".pt")
+    as_onnx = output.suffix == onnx_file.ENDING
+    if as_onnx:
+        onnx_file.require_packages()
+    elif options.size is not None:
+        raise ConvertError(f"{output}: --size is for .onnx files, leave it out")
     _refuse_overwriting(output, options.force)
     images = None if options.images is None else read_images(options.images)
     try:
         architecture, arrays = _read_flax(source)
         target = options.to or api.choose_layout(architecture, source.metadata)
-        tensors, report = _to_layout(source, architecture, arrays, target, "Flax net", images)
-        restored = api.restore_origin(tensors, source.metadata)
+        expected = expected_by(architecture, source.metadata, size=options.size)
+        tensors, rewritten, report = _to_layout(source, architecture, arrays, target, "Flax net", images)
+        if as_onnx and not report.proof.failure:
+            onnx = onnx_file.make(rewritten, tensors, architecture, arrays, expected)
+            assumed = "; ".join(f"{name} {what}" for name, what in expected.assumed.items())
+            notes = [*report.notes, *([f"assumed: {assumed}"] if assumed else []), f"onnx: {onnx.summary}"]
+            report = dataclasses.replace(report, notes=tuple(notes))
+            data = onnx.data
+        else:
+            data = _torch_bytes(api.restore_origin(tensors, source.metadata))
     except (ConvertError, ValueError) as error:
         raise ConvertError(f"{source.path}: {error}") from None
-    _finish(report, options, output, _torch_bytes(restored))
+    _finish(report, options, output, data)
 
 
 def _read_flax(source: Source) -> tuple[Architecture, dict[str, np.ndarray]]:
@@ -111,7 +128,7 @@ def _to_layout(
     target: str,
     kind: str,
     images: list[np.ndarray] | None,
-) -> tuple[dict[str, torch.Tensor], Report]:
+) -> tuple[dict[str, torch.Tensor], Rewritten, Report]:
     tensors, rewritten, proof = api.write_layout(architecture, arrays, target, images)
     report = Report(
         source=source.path.name,
@@ -126,7 +143,7 @@ def _to_layout(
         target=f"PyTorch, {target} layout",
         mapped="by name, none left over",
     )
-    return tensors, report
+    return tensors, rewritten, report
 
 
 def _finish(report: Report, options: "Options", output: Path, data: bytes) -> None:

@@ -190,11 +190,21 @@ def _top1_agreement(torch_32: Sequence[_Run], torch_64: Sequence[_Run], jax_32: 
     """Images whose highest output is the same; where two are within PyTorch's rounding, either counts."""
     agreeing = count = 0
     for in_torch, truth, in_jax in zip(torch_32, torch_64, jax_32, strict=True):
-        rounding = 2 * FLOAT32_BAR * np.abs(in_torch.output - truth.output).max(axis=1)
-        chosen = np.take_along_axis(truth.output, in_jax.output.argmax(axis=1)[:, None], axis=1)[:, 0]
-        agreeing += int(np.sum(truth.output.max(axis=1) - chosen <= rounding))
+        agreeing += same_choices(in_jax.output, in_torch.output, truth.output)
         count += len(truth.output)
     return agreeing, count
+
+
+def same_choices(scores: np.ndarray, in_torch: np.ndarray, truth: np.ndarray) -> int:
+    """Rows whose highest score is where ``truth`` has its own, or within PyTorch's rounding of it."""
+    rounding = 2 * FLOAT32_BAR * np.abs(in_torch - truth).max(axis=1)
+    chosen = np.take_along_axis(truth, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return int(np.sum(truth.max(axis=1) - chosen <= rounding))
+
+
+def flax_output(architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """What the Flax net computes in float64 for normalised images [N, H, W, 3]."""
+    return _Traced(_FlaxNet(architecture, arrays, jnp.float64), images, with_layers=False).run().output
 
 
 def _run_torch(net: torch.nn.Module, names: Mapping[str, str], images: np.ndarray) -> _Run:

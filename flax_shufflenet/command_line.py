@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, TypeVar
 
 import tyro
@@ -47,10 +47,13 @@ class ImageOptions:
             raise OptionError(f"--std must be three finite numbers above 0, not {self.std}")
 
 
-def note(lines: Sequence[str]) -> None:
-    """Says on stderr, beside the results, what was assumed."""
-    for line in lines:
-        print(f"assumed {line}", file=sys.stderr)
+def note(assumed: Mapping[str, str], options: ImageOptions) -> None:
+    """Says on stderr, beside the results, what was assumed, and which of the command's options change it."""
+    options_for = {"normalisation": ("mean", "std"), "image size": ("size",), "class names": ("classes",)}
+    for name, what in assumed.items():
+        names = [f"--{option}" for option in options_for.get(name, ()) if hasattr(options, option)]
+        advice = f" ({' and '.join(names)} to change it)" if names else ""
+        print(f"assumed {name}: {what}{advice}", file=sys.stderr)
 
 
 def parse(options: type[Options], program: str, arguments: Sequence[str], default: Options | None = None) -> Options:

@@ -97,15 +97,15 @@ def evaluate(options: Options) -> int:
     classes = model.architecture.num_classes
     if not classes:
         raise ValueError(f"{options.net}: a backbone, which has no classes")
-    assumed = [line for line in expected.assumed if not line.startswith("class names")]
+    assumed = {name: what for name, what in expected.assumed.items() if name != "class names"}
     dataset = options.dataset or read_metadata(options.net).get("dataset")
     if dataset is None:
         dataset = _dataset_by_count(options.net, classes)
-        assumed.append(f"dataset: {dataset}, from the net's {classes} classes (--dataset to change it)")
+        assumed["dataset"] = f"{dataset}, from the net's {classes} classes (--dataset to change it)"
     check_dataset(dataset)
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
-    note(assumed)
+    note(assumed, options)
     test = _evaluation_set(dataset, options.data_dir, expected)
     _check_classes(options.net, expected, classes, dataset, test)
 

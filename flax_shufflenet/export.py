@@ -79,7 +79,7 @@ def export(options: Options) -> int:
 
     device = _device_here(options.platforms)
     model, expected = open_net(options.net, options)
-    note(expected.assumed)
+    note(expected.assumed, options)
     program = serialise(of_pixels(fuse(model), expected), expected.size, options.platforms)
     largest = compare(program, jax.jit(of_pixels(model, expected)), expected.size, device)
     description = _describe(options, expected, model.architecture.num_classes, largest)

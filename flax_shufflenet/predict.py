@@ -84,7 +84,7 @@ def predict(options: Options) -> int:
     if options.top_k is not None and options.top_k > classes:
         raise OptionError(f"--top_k must be at most {classes}, the classes of {options.net}, not {options.top_k}")
     paths = _files(options.images)
-    note(expected.assumed)
+    note(expected.assumed, options)
 
     unreadable: list[str] = []
     net = of_pixels(fuse(model), expected)

@@ -38,7 +38,7 @@ class Preprocessing:
 
     ``mean`` and ``std`` are per channel, of pixel values from 0 to 1. ``crop``: the short side is brought to 256/224 of
     ``size``, and the middle cut out, as for ImageNet; otherwise the whole image is stretched to ``size`` x ``size``.
-    ``bgr``: the net takes blue first. ``assumed`` says, one sentence each, what the net's file does not tell.
+    ``bgr``: the net takes blue first. ``assumed`` says what the net's file does not tell, by what it is about.
     """
 
     size: int
@@ -48,7 +48,7 @@ class Preprocessing:
     bgr: bool
     class_names: tuple[str, ...]
     names_known: bool
-    assumed: tuple[str, ...]
+    assumed: Mapping[str, str]
 
     def fit(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """An RGB image in the net's size."""
@@ -89,24 +89,22 @@ def expected_by(
     for_large_images = architecture.stem_pool or architecture.stem_stride > 1
     cifar = None if for_large_images else {10: "cifar10", 100: "cifar100"}.get(architecture.num_classes)
     stored = _from_metadata(metadata, architecture.num_classes)
-    assumed = []
+    assumed = {}
 
     raw = architecture.shuffle == "before" and "mean" not in stored
     statistics, whose = (_RAW_STATISTICS, "the paper authors', values from 0 to 255") if raw else _ASSUMED[cifar]
-    missing = [name for name, given in (("mean", mean), ("std", std)) if not given and name not in stored]
-    if missing:
-        assumed.append(f"normalisation: {whose} ({' and '.join(f'--{name}' for name in missing)} to change it)")
+    if not (mean or "mean" in stored) or not (std or "std" in stored):
+        assumed["normalisation"] = whose
     if raw:
-        assumed.append("channels: blue, green, red, as the paper authors' nets take them")
+        assumed["channels"] = "blue, green, red, as the paper authors' nets take them"
 
     crop = "image_size" not in stored and for_large_images
     if size is None and "image_size" not in stored:
-        shape = "short side 256, centre 224x224" if crop else "32x32, the whole image stretched to it"
-        assumed.append(f"image size: {shape} (--size to change it)")
+        assumed["image size"] = "short side 256, centre 224x224" if crop else "32x32, the whole image stretched to it"
 
     names = class_names or stored.get("class_names") or (_CIFAR10_NAMES if cifar == "cifar10" else None)
     if class_names is None and "class_names" not in stored and architecture.num_classes:
-        assumed.append("class names: CIFAR-10's" if names else "class names: none, classes are numbers counted from 0")
+        assumed["class names"] = "CIFAR-10's" if names else "none, classes are numbers counted from 0"
     return Preprocessing(
         size=size or stored.get("image_size") or (_IMAGENET_SIDES[0] if for_large_images else 32),
         crop=crop,
@@ -115,7 +113,7 @@ def expected_by(
         bgr=raw,
         class_names=names or tuple(map(str, range(architecture.num_classes))),
         names_known="class_names" in stored,
-        assumed=tuple(assumed),
+        assumed=assumed,
     )
 
 

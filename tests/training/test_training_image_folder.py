@@ -54,7 +54,7 @@ def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
     expected = expected_by(fs.seed(0.5, 2), metadata)
     assert (expected.size, expected.crop, expected.class_names) == (16, False, ("bright", "dark"))
     assert (expected.mean, expected.std) == (dataset.mean, dataset.std)
-    assert expected.assumed == ()
+    assert expected.assumed == {}
     assert metadata["dataset"] == str(folder)
 
 
