@@ -235,6 +235,5 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    if "-h" not in sys.argv and "--help" not in sys.argv:
-        restart_with_huge_pages()
+    restart_with_huge_pages()
     sys.exit(run("evaluate", Options, evaluate))
