@@ -54,10 +54,10 @@ def test_onnx_runtime_computes_what_the_flax_net_does(net, tmp_path, capsys):
     architecture = model.architecture
     arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
     reference = LAYOUTS["seed"].build_reference(architecture)
-    reference.load_state_dict(to_tensors(LAYOUTS["seed"], architecture, arrays))
     arrays["classifier.kernel"] = arrays["classifier.kernel"] + 0.001
+    reference.load_state_dict(to_tensors(LAYOUTS["seed"], architecture, arrays))
     data, expected = (tmp_path / "net.onnx").read_bytes(), expected_by(architecture, fs.read_metadata(path))
-    with pytest.raises(ConvertError, match=r"in ONNX Runtime the net's error is|chooses another class"):
+    with pytest.raises(ConvertError, match="in ONNX Runtime the net's error is"):
         onnx_file._check(data, reference.eval(), architecture, arrays, expected)
 
 
