@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from tyro.conf import Positional, arg
 from flax_shufflenet.command_line import ImageOptions, note, run
 from flax_shufflenet.training.allocator import restart_with_huge_pages
 from flax_shufflenet.training.config import DATASETS, OptionError, check_dataset, default_data_dir
+from flax_shufflenet.training.runs import wilson_interval
 
 if TYPE_CHECKING:
     from flax_shufflenet.pixel_net import PixelNet
@@ -183,15 +183,6 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool)
         correct += np.bincount(labels[scores.argmax(axis=1) == labels], minlength=len(images))
     seconds = time.perf_counter() - started
     return Result(images, correct, loss / test.size, test.size / seconds, jax.devices()[0].device_kind)
-
-
-def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of which ``correct`` of ``count`` were seen (Wilson 1927)."""
-    z = 1.959963984540054
-    share = correct / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _record(options: Options, test: EvaluationSet, result: Result, expected: "Preprocessing") -> dict[str, Any]:

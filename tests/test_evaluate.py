@@ -147,12 +147,3 @@ def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, t
     code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", "cifar11")
     assert code == 2
     assert err == ["evaluate: --dataset cifar11 is neither cifar10, cifar100, digits nor a folder (see --help)"]
-
-
-@pytest.mark.parametrize(
-    ("correct", "count", "low", "high"),
-    # R's prop.test(correct, count, correct = FALSE)$conf.int
-    [(8338, 10_000, 0.82638, 0.84097), (0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (1, 2, 0.09453, 0.90547)],
-)
-def test_the_interval_is_wilsons(correct, count, low, high):
-    assert evaluate.wilson_interval(correct, count) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))

@@ -36,10 +36,10 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 
 def print_start(console: Console, config: Config, dataset: Dataset, net: str) -> None:
     """The data, the net, which ``net`` describes, the recipe and the folder."""
-    devices = jax.devices()
+    devices, side = jax.devices(), dataset.train_images.shape[1]
     console.print(
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
-        f"{len(dataset.test_labels):,} test images, {len(dataset.class_names)} classes"
+        f"{len(dataset.test_labels):,} test images of {side}x{side}, {len(dataset.class_names)} classes"
     )
     console.print(f"net     {net}, {config.dtype}, on {devices[0].device_kind} ({devices[0]})")
     console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
@@ -70,6 +70,7 @@ def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epoch
     """What is kept beside the weights of a net that was trained for ``epochs`` epochs."""
     return {
         "dataset": dataset.name,
+        "image_size": json.dumps(dataset.train_images.shape[1]),
         "class_names": json.dumps(dataset.class_names),
         "mean": json.dumps(dataset.mean),
         "std": json.dumps(dataset.std),

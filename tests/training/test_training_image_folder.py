@@ -10,8 +10,8 @@ import flax_shufflenet as fs
 from flax_shufflenet.preprocessing import expected_by
 from flax_shufflenet.training import data
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.description import net_metadata
 from flax_shufflenet.training.evaluation import Evaluation
-from flax_shufflenet.training.loop import _net_metadata
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_images_classes_and_statistics(folder, tmp_path):
 def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
     config = Config(dataset=str(folder), image_size=16, net_size=0.5)
     dataset = data.load(str(folder), tmp_path, image_size=16)
-    metadata = _net_metadata(config, dataset, Evaluation(0.1, 0.9))
+    metadata = net_metadata(config, dataset, Evaluation(0.1, 0.9), 1)
     expected = expected_by(fs.seed(0.5, 2), metadata)
     assert (expected.size, expected.crop, expected.class_names) == (16, False, ("bright", "dark"))
     assert (expected.mean, expected.std) == (dataset.mean, dataset.std)
