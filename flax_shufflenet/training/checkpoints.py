@@ -8,6 +8,8 @@ import contextlib
 import functools
 import logging
 import shutil
+import sys
+import textwrap
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +45,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
-        # Orbax logs tracebacks of errors that it also raises.
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        self._noise = contextlib.ExitStack()
+        self._noise.enter_context(_said_once())
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._best_step: int | None = None
@@ -89,7 +91,7 @@ class Checkpoints:
             except PermissionError:
                 raise
             except Exception as error:  # whatever damage makes the readers stumble over
-                damaged.append((step, one_line(error)))
+                damaged.append((step, textwrap.shorten(one_line(error), 100, placeholder=" ...")))
                 continue
             check(run)
             try:
@@ -100,7 +102,7 @@ class Checkpoints:
             except PermissionError:
                 raise
             except Exception as error:
-                damaged.append((step, one_line(error)))
+                damaged.append((step, textwrap.shorten(one_line(error), 100, placeholder=" ...")))
                 continue
             for other, reason in damaged:
                 say(f"{self.path(other)} is damaged ({reason}): falling back to {self.path(step)}")
@@ -166,6 +168,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):  # what failed to be written, save or wait have said
             self._manager.close()
+        self._noise.close()
 
 
 def remove(folder: Path) -> None:
@@ -190,8 +193,32 @@ class _KeepStep:
         return [checkpoint.step == self._step() for checkpoint in checkpoints]
 
 
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Keeps off the screen what is raised anyhow.
+
+    Orbax logs the tracebacks of errors that it also raises. And where one array cannot be read, it does not wait for
+    the others: asyncio and TensorStore then complain of each.
+    """
+    filters: dict[str, Callable[[logging.LogRecord], bool]] = {
+        "absl": lambda record: "orbax" not in record.pathname,
+        "asyncio": lambda record: "never retrieved" not in record.getMessage(),
+    }
+    hook = sys.unraisablehook
+
+    def but_late_reads(error: "sys.UnraisableHookArgs") -> None:
+        if str(error.exc_value) != "Event loop is closed":
+            hook(error)
+
+    for name, keep in filters.items():
+        logging.getLogger(name).addFilter(keep)
+    sys.unraisablehook = but_late_reads
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for name, keep in filters.items():
+            logging.getLogger(name).removeFilter(keep)
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,17 +1,21 @@
 """A run that was stopped, damaged or changed, and then gone on with."""
 
+import dataclasses
 import json
+import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.training import data, loop
-from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.interruption import Interrupted
+from flax_shufflenet.training.checkpoints import Checkpoints
+from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.interruption import Interrupted, Interruption
 from flax_shufflenet.training.program import Program
 
 # 5 steps in each of 3 epochs.
@@ -105,3 +109,171 @@ def test_a_run_stopped_three_times_ends_with_the_same_bits(tmp_path, undisturbed
     ours, expected = last_state(tmp_path, 15), last_state(undisturbed, 15)
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     assert ours["step"] == 15
+
+
+@pytest.fixture
+def stopped_run(tmp_path, stopped):
+    """A copy of a run of 15 steps that was stopped after the 12th; it has checkpoints after 10 and 12."""
+    return shutil.copytree(stopped, tmp_path / "stopped")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, small_task):
+    out = tmp_path_factory.mktemp("stopped")
+    interrupted_run(out, 12)
+    return out
+
+
+def remove_record(checkpoint):
+    shutil.rmtree(checkpoint / "record")
+
+
+def cut_arrays(checkpoint):
+    for path in checkpoint.glob("state/**/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def change_a_parameter(checkpoint):
+    """A whole checkpoint, but for a parameter that is not the one that was saved."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(checkpoint.parent.resolve()) as manager:
+        items = manager.restore(
+            int(checkpoint.name),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore()),
+        )
+        items["state"]["parameters"][0] = items["state"]["parameters"][0] * 2
+        manager.delete(int(checkpoint.name))
+        manager.save(
+            int(checkpoint.name),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(items["state"]), record=ocp.args.JsonSave(items["record"])
+            ),
+        )
+
+
+@pytest.mark.parametrize("damage", [remove_record, cut_arrays, change_a_parameter])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped_run, undisturbed, capsys, damage):
+    damage(stopped_run / "checkpoints" / "12")
+    train(stopped_run)
+    output = capsys.readouterr().out
+    assert f"{stopped_run / 'checkpoints' / '12'} is damaged (" in output
+    assert "10 of 15 steps are done" in output
+    assert {path.name for path in (stopped_run / "checkpoints").iterdir()} == {"5", "10", "15"}
+    assert results(stopped_run)[1:] == results(undisturbed)[1:]
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_lost(stopped_run):
+    steps = sorted(int(path.name) for path in (stopped_run / "checkpoints").iterdir())
+    assert steps == [5, 10, 12]  # the best, and the last two
+    for step in steps:
+        remove_record(stopped_run / "checkpoints" / str(step))
+    before = {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match=r"no checkpoint in .* can be read .*--force") as raised:
+        train(stopped_run)
+    assert "\n" not in str(raised.value)
+    assert {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rate": 0.02}, "--learning_rate is 0.02, but .* was started with 0.01"),
+        ({"epochs": 4}, "--epochs is 4, but .* was started with 3"),
+        ({"seed": 1}, "--seed is 1, but .* was started with 0"),
+        ({"ema": 0.0}, "--ema is 0.0, but .* was started with 0.9"),
+    ],
+)
+def test_a_changed_option_is_refused(stopped_run, options, said):
+    with pytest.raises(TrainingError, match=said):
+        train(stopped_run, **options)
+
+
+def test_other_images_are_refused(stopped_run, small_dataset, monkeypatch):
+    images = small_dataset.test_images.copy()
+    images[3, 4, 5, 0] ^= 1
+    monkeypatch.setattr(data, "load", lambda *_, **__: dataclasses.replace(small_dataset, test_images=images))
+    with pytest.raises(TrainingError, match="the images of digits are not those"):
+        train(stopped_run)
+
+
+def test_force_starts_anew_and_leaves_foreign_files_alone(stopped_run, undisturbed, capsys):
+    (stopped_run / "checkpoints" / "notes.txt").write_text("mine")
+    train(stopped_run, force=True)
+    assert "resume" not in capsys.readouterr().out
+    assert (stopped_run / "checkpoints" / "notes.txt").read_text() == "mine"
+    assert results(stopped_run)[1:] == results(undisturbed)[1:]
+
+
+def test_resume_insists_on_a_run_to_go_on_with(tmp_path):
+    with pytest.raises(TrainingError, match="--resume: there is no checkpoint in"):
+        train(tmp_path, resume=True)
+    with pytest.raises(OptionError, match="--resume"):
+        Config(resume=True, force=True)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(stopped_run, monkeypatch):
+    original = Program.step
+
+    def step(self, state, order):
+        if int(state.step) + 1 == 14:
+            parameters = [leaf.at[(0,) * leaf.ndim].set(jnp.nan) for leaf in state.parameters]
+            state = state._replace(parameters=parameters)
+        return original(self, state, order)
+
+    monkeypatch.setattr(Program, "step", step)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 14 \(epoch 3/3\): try a smaller") as raised:
+        train(stopped_run)
+    assert str(raised.value).endswith(f"the last good checkpoint is {stopped_run / 'checkpoints' / '12'}")
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    with Checkpoints(tmp_path) as saved:
+        with pytest.raises(FloatingPointError, match="after step 7"):
+            saved.save(7, {"parameters": jnp.array([1.0, jnp.inf])}, {})
+        assert saved.latest_step() is None
+
+
+def test_where_checkpoints_cannot_be_written_nothing_starts(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(FileExistsError, match="checkpoints"):
+        train(tmp_path)
+
+
+def test_a_write_that_fails_is_one_line(tmp_path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    state = {"parameters": jnp.asarray(np.random.default_rng(0).normal(size=30_000), jnp.float32)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, state, {})
+        saved.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk
+        try:
+            saved.save(2, state, {})
+            with pytest.raises(TrainingError, match=f"cannot save a checkpoint in {tmp_path}: ") as raised:
+                saved.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(raised.value)
+    with Checkpoints(tmp_path) as saved:
+        assert saved.restore(state, lambda _: None, print).step == 1
+
+
+def test_the_second_signal_has_its_usual_effect():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        assert interruption.signal_number is None
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.signal_number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGINT)
+            assert interruption.signal_number is None
+    finally:
+        signal.signal(signal.SIGINT, before)
