@@ -68,9 +68,9 @@ def train(config: Config) -> Evaluation:
         start = _start(config, dataset, program, saved, console)
         console.print("compiling the train step")
         program.compile()
-        with MetricsWriter(out_dir / METRICS_FILE, start.records) as metrics:
+        with Interruption() as interruption, MetricsWriter(out_dir / METRICS_FILE, start.records) as metrics:
             try:
-                state = _epochs(config, dataset, program, start, saved, metrics, console)
+                state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
             except FloatingPointError as error:
                 raise TrainingError(_not_finite(error, saved)) from None
     evaluation = _evaluation(metrics.records[-1])
@@ -123,6 +123,7 @@ def _epochs(
     start: _Start,
     saved: Checkpoints,
     metrics: MetricsWriter,
+    interruption: Interruption,
     console: Console,
 ) -> TrainState:
     """Goes through the epochs that are left, saves on the way, and returns the last state.
@@ -138,7 +139,7 @@ def _epochs(
         record = {"identity": start.identity, "metrics": list(metrics.records), "sums": sums}
         saved.save(step, state, record, best=best)
 
-    with Interruption() as interruption, progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("", total=program.total_steps, completed=start.step, figures="first step")
         for epoch in range(start.step // program.steps_per_epoch + 1, config.epochs + 1):
             last = epoch * program.steps_per_epoch

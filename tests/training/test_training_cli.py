@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,12 +39,32 @@ def one_line_of(result):
     return result.stderr
 
 
-def test_an_epoch_on_digits_saves_a_net_with_the_reported_accuracy(tmp_path, cache_home):
+def started(*arguments):
+    # A shell's background job ignores interrupts and passes that on; this process's child shall not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    signal.signal(signal.SIGINT, before)
+    return process
+
+
+def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_accuracy(tmp_path, cache_home):
     out = tmp_path / "out"
-    result = train("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
+    command = ("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
+    stopped = started(*command)
+    while not (out / "metrics.jsonl").exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.terminate()
+    _, stderr = stopped.communicate(timeout=600)
+    assert stopped.returncode == 143
+    step = int(re.fullmatch(r"train.py: interrupted after (\d+) of 22 steps, which are saved in .*\n", stderr)[1])
+
+    result = train(*command)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "digits from scikit-learn" in result.stdout
+    assert f"resume  {out / 'checkpoints' / str(step)}, {step} of 22 steps are done" in result.stdout
     assert any((cache_home / "flax_shufflenet" / "compiled").iterdir())
 
     start, epoch = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
@@ -134,15 +155,7 @@ def test_a_truncated_archive_is_one_line(tmp_path):
 
 
 def test_an_interrupt_is_one_line(tmp_path):
-    # A shell's background job ignores interrupts and passes that on; this process's child shall not.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, str(TRAIN), "--dataset", "digits", "--net_size", "0.5", "--out", str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    signal.signal(signal.SIGINT, before)
+    process = started("--dataset", "digits", "--net_size", "0.5", "--out", tmp_path / "out")
     assert process.stdout.readline().startswith("data")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=600)
