@@ -8,7 +8,15 @@ from typing import Literal
 
 from flax_shufflenet import command_line
 from flax_shufflenet.training import allocator
-from flax_shufflenet.training.config import Config, OptionError, RunOptions, TaskOptions, TrainingOptions, one_line
+from flax_shufflenet.training.config import (
+    Config,
+    OptionError,
+    ProcessOptions,
+    RunOptions,
+    TaskOptions,
+    TrainingOptions,
+    one_line,
+)
 from flax_shufflenet.training.interruption import Interrupted, raise_on_sigterm
 from flax_shufflenet.training.recipe import RECIPES
 
@@ -23,6 +31,7 @@ class _CommandLine:
     task: TaskOptions
     training: TrainingOptions
     run: RunOptions
+    processes: ProcessOptions
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -32,7 +41,8 @@ def parse(arguments: Sequence[str]) -> Config:
         OptionError: an unknown option, or a value that it cannot have.
     """
     options = command_line.parse(_CommandLine, "python train.py", arguments, default=_defaults(arguments))
-    return Config(**vars(options.task), **vars(options.training), **vars(options.run))
+    groups = (options.task, options.training, options.run, options.processes)
+    return Config(**{name: value for group in groups for name, value in vars(group).items()})
 
 
 def _defaults(arguments: Sequence[str]) -> _CommandLine:
@@ -42,7 +52,13 @@ def _defaults(arguments: Sequence[str]) -> _CommandLine:
     name = only_recipe.parse_known_args(arguments)[0].recipe
     if name not in RECIPES:  # none, or one that tyro will refuse
         name = "published"
-    return _CommandLine(recipe=name, task=TaskOptions(), training=TrainingOptions(**RECIPES[name]), run=RunOptions())
+    return _CommandLine(
+        recipe=name,
+        task=TaskOptions(),
+        training=TrainingOptions(**RECIPES[name]),
+        run=RunOptions(),
+        processes=ProcessOptions(),
+    )
 
 
 def main() -> int:

@@ -127,7 +127,9 @@ def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
     # Few columns and very many rows is the shape XLA's CPU matrix product is slowest at; a batch of
     # shorter products runs 5 times faster.
     rows = dy.size // dy.shape[-1]
-    blocks = _ROW_BLOCKS if rows % _ROW_BLOCKS == 0 else 1
+    # A batch that is divided among devices stays so: each has as many whole blocks as one device would.
+    parts = max(1, jax.sharding.get_abstract_mesh().size)
+    blocks = next(blocks for blocks in (parts * _ROW_BLOCKS, parts, _ROW_BLOCKS, 1) if rows % blocks == 0)
     x = x.reshape(blocks, rows // blocks, x.shape[-1])
     dy = dy.reshape(blocks, rows // blocks, dy.shape[-1])
     products = jnp.einsum("bri,bro->bio", x, dy, preferred_element_type=_accumulator(dy.dtype))

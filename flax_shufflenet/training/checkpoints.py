@@ -66,6 +66,10 @@ class Checkpoints:
         """Where the checkpoint after ``step`` steps lies."""
         return self.folder / str(step)
 
+    def steps(self) -> list[int]:
+        """Those that this process finds in the folder, in order."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
     def latest_step(self) -> int | None:
         """The newest one's step; None where there is none."""
         return self._manager.latest_step()

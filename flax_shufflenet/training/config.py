@@ -10,6 +10,8 @@ from tyro.conf import arg
 
 from flax_shufflenet.architecture import seed
 
+AUTO = "auto"
+
 
 class OptionError(ValueError):
     """An option's value cannot be used; the message names the option."""
@@ -73,7 +75,8 @@ class TrainingOptions:
     """Passes over the training images."""
 
     batch_size: int = 256
-    """Images per step. The last, smaller batch of an epoch is left out; every epoch is shuffled anew."""
+    """Images per step, on all devices together. The last, smaller batch of an epoch is left out; every epoch is
+    shuffled anew."""
 
     learning_rate: float = 0.1
     """Highest learning rate; from there it falls to 0 along a cosine over the rest of the run."""
@@ -128,7 +131,44 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TaskOptions, TrainingOptions, RunOptions):
+class ProcessOptions:
+    """Several processes, on one machine or many. All are started with the same options; process 0 prints and writes."""
+
+    coordinator: Annotated[
+        str | None, arg(metavar="HOST:PORT|auto", help_behavior_hint="(default: one process alone)")
+    ] = None
+    """Where process 0 can be reached: its machine, and a port that is free there. With auto, JAX finds out about all
+    processes by itself, as it can on Slurm, Open MPI, Cloud TPU and GKE."""
+
+    num_processes: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(with HOST:PORT)")] = None
+    """How many processes there are."""
+
+    process_id: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(with HOST:PORT)")] = None
+    """Which of them this is, from 0 to NUM_PROCESSES - 1."""
+
+    def check_processes(self) -> None:
+        """
+        Raises:
+            OptionError: a value out of its range, or one without the others.
+        """
+        numbers = {"num_processes": self.num_processes, "process_id": self.process_id}
+        explicit = self.coordinator not in (None, AUTO)
+        for name, value in numbers.items():
+            if (value is not None) != explicit:
+                raise OptionError(f"--{name} must be given together with --coordinator HOST:PORT, and only then")
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise OptionError(f"--coordinator must be HOST:PORT or {AUTO}, not {self.coordinator}")
+        if self.num_processes < 1:
+            raise OptionError(f"--num_processes must be at least 1, not {self.num_processes}")
+        if not 0 <= self.process_id < self.num_processes:
+            raise OptionError(f"--process_id must be from 0 to {self.num_processes - 1}, not {self.process_id}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
     """A whole run; without options, the published recipe.
 
     Raises:
@@ -172,6 +212,7 @@ class Config(TaskOptions, TrainingOptions, RunOptions):
             raise OptionError("--resume goes on with a run and --force replaces it: give one of them")
         if self.test_flip and self.no_flip:
             raise OptionError("--test_flip cannot be used with --no_flip: the net would see no mirrored image before")
+        self.check_processes()
 
     @property
     def out_dir(self) -> Path:

@@ -36,14 +36,21 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 
 def print_start(console: Console, config: Config, dataset: Dataset, net: str) -> None:
     """The data, the net, which ``net`` describes, the recipe and the folder."""
-    devices, side = jax.devices(), dataset.train_images.shape[1]
+    side = dataset.train_images.shape[1]
     console.print(
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
         f"{len(dataset.test_labels):,} test images of {side}x{side}, {len(dataset.class_names)} classes"
     )
-    console.print(f"net     {net}, {config.dtype}, on {devices[0].device_kind} ({devices[0]})")
+    console.print(f"net     {net}, {config.dtype}, on {_where()}")
     console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
     console.print(f"results {config.out_dir}")
+
+
+def _where() -> str:
+    first, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
+    if count == 1:
+        return f"{first.device_kind} ({first})"
+    return f"{count} devices ({first.device_kind})" + (f" of {processes} processes" if processes > 1 else "")
 
 
 def versions() -> dict[str, str]:
@@ -61,6 +68,8 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
         "train_images": len(dataset.train_labels),
         "test_images": len(dataset.test_labels),
         "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "platform": jax.default_backend(),
         "versions": versions(),
     }

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt8
 
 from flax_shufflenet.functional import Functional
+from flax_shufflenet.training import devices
 from flax_shufflenet.training.augmentation import normalise
 
 Predict = Callable[[list[Array], list[Array]], Float[np.ndarray, "test classes"]]
@@ -32,16 +34,18 @@ def make_predict(
     std: tuple[float, ...],
     flip: bool = False,
     batch_size: int = 256,
+    mesh: Mesh | None = None,
 ) -> Predict:
     """A function ``(parameters, statistics) -> logits`` of all ``images``; ``network`` is in eval mode.
 
     The logits are float32, or float64 where the net computes in that. ``flip`` takes the mean of those of each image
-    and its mirror image.
+    and its mirror image. With a ``mesh``, all arrays are on all of its devices, and each device works on up to
+    ``batch_size`` images at a time.
     """
     count = len(images)
-    batch_size = min(batch_size, count)
+    parts = 1 if mesh is None else mesh.size
+    batch_size = min(batch_size, -(-count // parts)) * parts
 
-    @jax.jit
     def logits_of_batch(
         parameters: list[Array],
         statistics: list[Array],
@@ -49,15 +53,17 @@ def make_predict(
         start: int | Int32[Array, ""],
     ) -> Float[Array, "batch classes"]:
         # The last batch reaches beyond the end, and repeats the last image there.
-        indices = jnp.minimum(start + jnp.arange(batch_size), count - 1)
+        indices = devices.shard(jnp.minimum(start + jnp.arange(batch_size), count - 1))
         batch = normalise(images[indices], mean, std)
         views = (batch, batch[:, :, ::-1]) if flip else (batch,)
         scores = [network.apply(parameters, statistics, view)[0] for view in views]
         wide = [logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) for logits in scores]
         return sum(wide[1:], wide[0]) / len(wide)
 
+    run = devices.jit(logits_of_batch, mesh)
+
     def predict(parameters: list[Array], statistics: list[Array]) -> Float[np.ndarray, "test classes"]:
-        batches = [logits_of_batch(parameters, statistics, images, start) for start in range(0, count, batch_size)]
+        batches = [run(parameters, statistics, images, start) for start in range(0, count, batch_size)]
         return np.concatenate(jax.device_get(batches))[:count]
 
     return predict
@@ -84,7 +90,8 @@ def make_evaluate(
     std: tuple[float, ...],
     flip: bool = False,
     batch_size: int = 256,
+    mesh: Mesh | None = None,
 ) -> Evaluate:
     """A function ``(parameters, statistics) -> Evaluation``; the rest as for ``make_predict``."""
-    predict = make_predict(network, images, mean=mean, std=std, flip=flip, batch_size=batch_size)
+    predict = make_predict(network, images, mean=mean, std=std, flip=flip, batch_size=batch_size, mesh=mesh)
     return lambda parameters, statistics: evaluate_logits(predict(parameters, statistics), labels)

@@ -11,7 +11,9 @@ from flax_shufflenet.training.config import Config, TrainingError
 from flax_shufflenet.training.data import Dataset
 
 # All other options have a say in the result.
-FREE_OPTIONS = frozenset({"data_dir", "out", "force", "resume", "no_compilation_cache"})
+FREE_OPTIONS = frozenset(
+    {"data_dir", "out", "force", "resume", "no_compilation_cache", "coordinator", "num_processes", "process_id"}
+)
 
 
 def identity(config: Config, dataset: Dataset, architecture: Architecture) -> dict[str, Any]:

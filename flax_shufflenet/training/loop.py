@@ -2,13 +2,17 @@
 
 import collections
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
-from flax_shufflenet.training import checkpoints, data, user_cache
+from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.training import checkpoints, data, devices, user_cache
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset
@@ -36,21 +40,60 @@ _STEPS_AHEAD = 4
 def train(config: Config) -> Evaluation:
     """Trains a net as ``config`` says, and saves it with its figures in ``config.out_dir``; returns its test result.
 
-    An unfinished run in that folder is gone on with, and ends with the same bits as one that was never stopped.
+    An unfinished run in that folder is gone on with, and ends with the same bits as one that was never stopped. Where
+    ``config`` names other processes, all of them train together, and process 0 prints and writes.
 
     Raises:
-        OptionError: a batch larger than the training set, or a size that the net to start from does not have.
+        OptionError: a batch larger than the training set or not a multiple of the number of devices, or a size that the
+            net to start from does not have.
         TrainingError: no data, no net to start from, a finished or another run in ``config.out_dir``, checkpoints that
             cannot be read or written, or a loss that is not finite.
         OSError: the results cannot be written.
         Interrupted: Ctrl-C or SIGTERM ended the run, after its state was saved.
     """
+    devices.join(config)
+    with devices.only_first_process_prints():
+        return _train(config)
+
+
+def _train(config: Config) -> Evaluation:
     if not config.no_compilation_cache:
         user_cache.keep_compiled_programs()
     console = Console(highlight=False, soft_wrap=True)
     out_dir = config.out_dir
-    if (out_dir / NET_FILE).exists() and not config.force:
-        raise TrainingError(f"{out_dir / NET_FILE} exists: choose another --out, or replace it with --force")
+    mesh = devices.make_mesh()
+    writes = devices.is_first_process()
+    with devices.all_or_none():
+        dataset, model, net = _prepare(config, mesh)
+        if writes:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            if config.force:
+                _remove_results(out_dir)
+    with Checkpoints(out_dir / CHECKPOINTS) as saved:
+        print_start(console, config, dataset, net)
+        program = Program(model, config, dataset, mesh)
+        start = _start(config, dataset, program, saved, console)
+        console.print("compiling the train step")
+        program.compile()
+        metrics = MetricsWriter(out_dir / METRICS_FILE if writes else None, start.records)
+        with Interruption() as interruption, metrics:
+            try:
+                state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
+            except FloatingPointError as error:
+                raise TrainingError(_not_finite(error, saved)) from None
+    evaluation = _evaluation(metrics.records[-1])
+    if writes:
+        save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
+        console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
+        try_report(out_dir, out_dir / NET_FILE, dataset, console)
+    return evaluation
+
+
+def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, str]:
+    """The data, the net to start from, and what there is to say of it."""
+    net_file = config.out_dir / NET_FILE
+    if devices.is_first_process() and net_file.exists() and not config.force:
+        raise TrainingError(f"{net_file} exists: choose another --out, or replace it with --force")
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size or 32)
     dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
     count = len(dataset.train_labels)
@@ -58,26 +101,9 @@ def train(config: Config) -> Evaluation:
         raise OptionError(
             f"--batch_size must be at most {count}, the size of {config.dataset}, not {config.batch_size}"
         )
+    devices.check_batch_size(config.batch_size, count, mesh)
     model, net = initial_model(config, dataset)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    if config.force:
-        _remove_results(out_dir)
-    with Checkpoints(out_dir / CHECKPOINTS) as saved:
-        print_start(console, config, dataset, net)
-        program = Program(model, config, dataset)
-        start = _start(config, dataset, program, saved, console)
-        console.print("compiling the train step")
-        program.compile()
-        with Interruption() as interruption, MetricsWriter(out_dir / METRICS_FILE, start.records) as metrics:
-            try:
-                state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
-            except FloatingPointError as error:
-                raise TrainingError(_not_finite(error, saved)) from None
-    evaluation = _evaluation(metrics.records[-1])
-    save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
-    console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
-    try_report(out_dir, out_dir / NET_FILE, dataset, console)
-    return evaluation
+    return dataset, model, net
 
 
 def _remove_results(out_dir: Path) -> None:
@@ -101,6 +127,15 @@ def _start(config: Config, dataset: Dataset, program: Program, saved: Checkpoint
     """The newest checkpoint, or the very beginning."""
     ours = identity(config, dataset, program.architecture)
     description = describe_run(config, dataset)
+    weights = b"".join(np.asarray(leaf).tobytes() for leaf in program.initial.parameters)
+    devices.check_same_everywhere(
+        json.dumps(ours).encode() + weights,
+        "has other options, data or first weights than process 0: start all with the same command on the same data",
+    )
+    devices.check_same_everywhere(
+        repr(saved.steps()).encode(),
+        f"finds other checkpoints than process 0: {config.out_dir} has to be one folder that all processes share",
+    )
     found = saved.restore(
         program.initial, lambda record: check_same(ours, record["identity"], config.out_dir), console.print
     )
@@ -110,9 +145,9 @@ def _start(config: Config, dataset: Dataset, program: Program, saved: Checkpoint
         return _Start(0, program.initial, ours, [description])
     console.print(f"resume  {saved.path(found.step)}, {found.step} of {program.total_steps} steps are done")
     records = found.record["metrics"]
-    for name in ("device", "platform", "versions"):
-        if records[0][name] != description[name]:
-            console.print(f"resume  {name} was {records[0][name]} and is {description[name]}: bits may differ")
+    for name in ("device", "devices", "processes", "platform", "versions"):
+        if records[0].get(name) != description[name]:
+            console.print(f"resume  {name} was {records[0].get(name)} and is {description[name]}: bits may differ")
     return _Start(found.step, found.state, ours, records, found.record["sums"])
 
 
@@ -150,14 +185,15 @@ def _epochs(
             for number in range(first, last + 1):
                 state, step_metrics = program.step(state, order)
                 pending.append((number, step_metrics))
-                stop = interruption.signal_number is not None or saved.due()
+                signal_number, due = _wishes(interruption, saved) if devices.may_ask(number) else (None, False)
+                stop = signal_number is not None or due
                 while len(pending) > (0 if stop or number == last else _STEPS_AHEAD):
                     totals.add(*pending.popleft())
                     progress.update(bar, advance=1, figures=totals.figures())
                 # The last step is saved together with the evaluation.
                 if stop and number < last:
                     keep(number, totals.sums)
-                    _end_if_interrupted(interruption, number, program, saved)
+                    _end_if_interrupted(signal_number, number, program, saved)
 
             images_per_second = totals.images_per_second()
             evaluation = program.evaluate(state)
@@ -178,26 +214,32 @@ def _epochs(
             metrics.write(record)
             progress.console.print(epoch_line(record, config.epochs))
             better = evaluation.accuracy > best
-            if better:
+            if better and devices.is_first_process():
                 # Before the checkpoint: once that is there, this epoch is never run again.
-                best = evaluation.accuracy
                 save(program.net(state), config.out_dir / BEST_FILE, net_metadata(config, dataset, evaluation, epoch))
+            best = max(best, evaluation.accuracy)
             keep(last, best=better)
             sums = None
             if epoch < config.epochs:
-                _end_if_interrupted(interruption, last, program, saved)
+                _end_if_interrupted(_wishes(interruption, saved)[0], last, program, saved)
         saved.wait()
     return state
 
 
-def _end_if_interrupted(interruption: Interruption, step: int, program: Program, saved: Checkpoints) -> None:
-    if interruption.signal_number is None:
+def _wishes(interruption: Interruption, saved: Checkpoints) -> tuple[int | None, bool]:
+    """The signal that a process got, if one did, and whether it is time for a checkpoint: as one for all processes."""
+    signal_number, due = devices.highest(interruption.signal_number or 0), devices.highest(saved.due())
+    return signal_number or None, bool(due)
+
+
+def _end_if_interrupted(signal_number: int | None, step: int, program: Program, saved: Checkpoints) -> None:
+    if signal_number is None:
         return
     saved.wait()
     raise Interrupted(
         f"interrupted after {step} of {program.total_steps} steps, which are saved in {saved.path(step)}; "
         "the same command goes on from there, if it is given without --force",
-        interruption.signal_number,
+        signal_number,
     )
 
 

@@ -13,28 +13,32 @@ class MetricsWriter:
     """Writes a fresh file; each line is on disk as soon as it is written, so a running file can be followed.
 
     ``records`` are those written so far. A run that is gone on with starts with the ones of its checkpoint, whatever
-    the file held before.
+    the file held before. Without a ``path`` nothing is written, as in all processes of a run but one.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, records: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, path: Path | None, records: Iterable[Mapping[str, Any]] = ()) -> None:
         self.records = [_finite(record) for record in records]
-        write_whole(path, "".join(map(_line, self.records)).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._file = None
+        if path is not None:
+            write_whole(path, "".join(map(_line, self.records)).encode())
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line. A number that is not finite becomes null, since JSON has no other word for it."""
         self.records.append(_finite(record))
-        self._file.write(_line(self.records[-1]))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_line(self.records[-1]))
+            self._file.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:

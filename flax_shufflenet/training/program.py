@@ -1,10 +1,13 @@
-"""What a run computes: its first state, its step, its evaluation, on data that lies on the device."""
+"""What a run computes: its first state, its step, its evaluation, on data that lies on the devices."""
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int32
 
 from flax_shufflenet.functional import split
 from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
@@ -26,8 +29,9 @@ class Program:
     Epochs and steps are counted from 1. ``initial`` is the state before step 1.
     """
 
-    def __init__(self, model: ShuffleNetV2, config: Config, dataset: Dataset) -> None:
+    def __init__(self, model: ShuffleNetV2, config: Config, dataset: Dataset, mesh: Mesh | None = None) -> None:
         """``model`` is the net to start from, in train mode; it comes out in eval mode."""
+        self._mesh = mesh
         self._seed = config.seed
         self._count = len(dataset.train_labels)
         self.steps_per_epoch = self._count // config.batch_size
@@ -39,30 +43,33 @@ class Program:
         self._eval_network, _, _ = split(model)
         optimizer = make_optimizer(config, self.total_steps)
         self._schedule = make_schedule(config, self.total_steps)
-        self.initial: TrainState = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0)
+        initial = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0)
+        self.initial: TrainState = devices.replicate(initial, mesh)
 
-        self._images, self._labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-        self._step = make_train_step(network, optimizer, config, dataset)
+        self._images, self._labels = devices.replicate((dataset.train_images, dataset.train_labels), mesh)
+        self._step = make_train_step(network, optimizer, config, dataset, mesh=mesh)
         self._evaluate = make_evaluate(
             self._eval_network,
-            jnp.asarray(dataset.test_images),
+            devices.replicate(jnp.asarray(dataset.test_images), mesh),
             dataset.test_labels,
             mean=dataset.mean,
             std=dataset.std,
             flip=config.test_flip,
+            mesh=mesh,
         )
 
-    def compile(self) -> None:
-        """Compiles the step, so that the first epoch's images per second are those of the others.
+    def compile(self) -> jax.stages.Compiled:
+        """Compiles the step, so that the first epoch is as fast as the others; returns it, to be looked at.
 
         It is compiled for ``initial``, whatever state a run then starts from, so that it is always the same program.
         """
         lowered = self._step.lower(self.initial, self._images, self._labels, self.order(1))
         self._compiled_step = lowered.compile()
+        return self._compiled_step
 
     def order(self, epoch: int) -> Int32[Array, " train"]:
         """The order in which an epoch goes through the training images."""
-        return epoch_order(self._seed, epoch - 1, self._count)
+        return devices.replicate(epoch_order(self._seed, epoch - 1, self._count), self._mesh)
 
     def step(self, state: TrainState, order: Int32[Array, " train"]) -> tuple[TrainState, StepMetrics]:
         """One step, not waited for. The state that goes in is donated; ``order`` is that of the step's epoch."""

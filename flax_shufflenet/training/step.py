@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from flax_shufflenet.functional import Functional
+from flax_shufflenet.training import devices
 from flax_shufflenet.training.augmentation import augment, erase, normalise
 from flax_shufflenet.training.averaging import Averages, update_averages
 from flax_shufflenet.training.config import Config
@@ -120,7 +122,7 @@ def make_batch(
     ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch.
     """
     start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
-    indices = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
+    indices = devices.shard(jax.lax.dynamic_slice(order, (start,), (config.batch_size,)))
     key = jax.random.fold_in(_key(config.seed, _AUGMENTATION), step)
     batch = normalise(augment(key, images[indices], flip=dataset.flip), dataset.mean, dataset.std)
     if config.random_erasing:
@@ -129,12 +131,18 @@ def make_batch(
 
 
 def make_train_step(
-    network: Functional, optimizer: optax.GradientTransformation, config: Config, dataset: Dataset
+    network: Functional,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    dataset: Dataset,
+    *,
+    mesh: Mesh | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step ``(state, images, labels, order) -> (state, metrics)``.
 
     ``images`` and ``labels`` are the whole training set, ``order`` is the current epoch's ``epoch_order``. The
-    state that goes in is donated: its arrays may not be used afterwards. ``network`` is in train mode.
+    state that goes in is donated: its arrays may not be used afterwards. ``network`` is in train mode. With a
+    ``mesh``, all that goes in and comes out is on all of its devices, and each works on its part of the batch.
     """
 
     def step(
@@ -161,4 +169,4 @@ def make_train_step(
         new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1, averages)
         return new_state, StepMetrics(loss, correct)
 
-    return jax.jit(step, donate_argnums=0)
+    return devices.jit(step, mesh, donate_argnums=0)

@@ -1,0 +1,41 @@
+"""A short training run on one device or over a mesh: every step's loss, and what there is to compare."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import tree_leaves
+
+from benchmarks.collectives import Collectives, count_collectives
+from flax_shufflenet import ShuffleNetV2
+from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.evaluation import Evaluation
+from flax_shufflenet.training.program import Program
+
+
+class Curve(NamedTuple):
+    """Each step's loss, the arrays of the train state at the end, the test result, and the collectives of a step."""
+
+    losses: list[float]
+    state: list[np.ndarray]
+    evaluation: Evaluation
+    collectives: dict[str, Collectives]
+
+
+def train_curve(model: ShuffleNetV2, config: Config, dataset: Dataset, mesh: Mesh | None) -> Curve:
+    """Trains a net as ``train.py`` does; ``mesh`` None is one device. ``model`` is in train mode."""
+    program = Program(model, config, dataset, mesh)
+    compiled = program.compile()
+    state, losses = program.initial, []
+    for epoch in range(1, config.epochs + 1):
+        order = program.order(epoch)
+        for _ in range(program.steps_per_epoch):
+            state, metrics = program.step(state, order)
+            losses.append(float(metrics.loss))
+    return Curve(
+        losses,
+        [np.asarray(leaf) for leaf in tree_leaves(state)],
+        program.evaluate(state),
+        count_collectives(compiled.as_text() or ""),
+    )

@@ -1,0 +1,133 @@
+"""``python -m benchmarks.devices``: the same training on one device, on eight virtual ones and in two processes.
+
+Prints the losses side by side, and what the devices tell each other at each step. Handwritten digits, net size 0.5,
+float32. A last column trains on one device from weights that differ by one rounding: two float32 runs that add up in
+another order part as these two do, so that is what the columns are to be compared with. All run on the CPU.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+VIRTUAL_DEVICES = 8
+PROCESSES = 2
+
+_PATIENCE = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.devices", description=__doc__)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=0.01)
+    parser.add_argument("--worker", metavar="JSON", help=argparse.SUPPRESS)
+    return parser
+
+
+# --- one run, in a process of its own
+
+
+def _work(options: dict, out: str, rounded: bool) -> None:
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from benchmarks.curve import train_curve
+    from flax_shufflenet import ShuffleNetV2, seed
+    from flax_shufflenet.training import data, devices
+    from flax_shufflenet.training.config import Config
+
+    config = Config(net_size=0.5, dataset="digits", **options)
+    devices.join(config)
+    dataset = data.load(config.dataset, config.data_dir)
+    model = ShuffleNetV2(seed(0.5, len(dataset.class_names)), rngs=nnx.Rngs(config.seed))
+    if rounded:
+        kernel = model.stem.conv.kernel
+        kernel[...] = jnp.nextafter(kernel[...], jnp.inf)
+    curve = train_curve(model, config, dataset, devices.make_mesh())
+    if devices.is_first_process():
+        result = curve._replace(state=[])._asdict()
+        Path(out).write_text(json.dumps(result | {"device_count": jax.device_count()}))
+
+
+# --- all of them, side by side
+
+
+def _start(options: dict, out: Path, *, device_count: int = 1, rounded: bool = False) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={device_count} {_PATIENCE}"
+    work = json.dumps({"options": options, "out": str(out), "rounded": rounded})
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.devices", "--worker", work],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def _wait(*processes: subprocess.Popen) -> None:
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise SystemExit("benchmarks.devices: a run failed; its message is above")
+
+
+def _runs(options: dict, folder: Path) -> dict[str, dict]:
+    with socket.create_server(("localhost", 0)) as server:
+        coordinator = f"localhost:{server.getsockname()[1]}"
+    outs = [folder / f"{number}.json" for number in range(4)]
+    _wait(_start(options, outs[0]))
+    _wait(_start(options, outs[1], device_count=VIRTUAL_DEVICES))
+    _wait(
+        *(
+            _start(options | {"coordinator": coordinator, "num_processes": PROCESSES, "process_id": number}, outs[2])
+            for number in range(PROCESSES)
+        )
+    )
+    _wait(_start(options, outs[3], rounded=True))
+    titles = ("1 device", f"{VIRTUAL_DEVICES} devices", f"{PROCESSES} processes", "1 device, rounded")
+    return dict(zip(titles, (json.loads(out.read_text()) for out in outs), strict=True))
+
+
+def _print(runs: dict[str, dict]) -> None:
+    from benchmarks.collectives import Collectives, describe
+
+    losses = {title: np.array(run["losses"]) for title, run in runs.items()}
+    reference = losses["1 device"]
+    steps = [step for step in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48) if step < len(reference)] + [len(reference)]
+
+    def row(*cells: str) -> None:
+        print(f"| {' | '.join(cells)} |")
+
+    row("", *runs)
+    row("---", *("---" for _ in runs))
+    for step in steps:
+        row(f"loss of step {step}", *(f"{curve[step - 1]:.6f}" for curve in losses.values()))
+    for step in (1, 4, len(reference)):
+        apart = (np.max(np.abs(curve[:step] / reference[:step] - 1)) for curve in losses.values())
+        row(f"largest relative difference to 1 device, up to step {step}", *(f"{value:.1e}" for value in apart))
+    row("test loss", *(f"{run['evaluation'][0]:.4f}" for run in runs.values()))
+    row("test accuracy", *(f"{run['evaluation'][1]:.2%}" for run in runs.values()))
+    exchanged = (
+        describe({kind: Collectives(*some) for kind, some in run["collectives"].items()}) for run in runs.values()
+    )
+    row("collectives of a step", *exchanged)
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    if arguments.worker:
+        _work(**json.loads(arguments.worker))
+        return
+    options = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "learning_rate")}
+    with tempfile.TemporaryDirectory() as folder:
+        _print(_runs(options, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

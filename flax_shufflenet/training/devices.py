@@ -1,0 +1,187 @@
+"""Training on many devices and many hosts: every device holds the state and the data, and works on its part of a batch.
+
+``jax.jit`` computes over a mesh of devices what it computes on one: batch statistics, loss and gradients are those of
+the whole batch, and XLA puts in the sums across devices that this takes. With one device there is no mesh (``None``),
+and nothing here does anything.
+"""
+
+import contextlib
+import functools
+import math
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from flax_shufflenet.training.config import AUTO, Config, OptionError, TrainingError, one_line
+
+BATCH_AXIS = "batch"
+
+_STEPS_BETWEEN_QUESTIONS = 20
+_REPLICATED = PartitionSpec()
+
+Tree = TypeVar("Tree")
+
+
+# --- processes
+
+
+def join(config: Config) -> None:
+    """Joins the other processes of a run, where ``config`` says that there are some; JAX must not be in use yet.
+
+    Raises:
+        TrainingError: no cluster that JAX knows, or the other processes cannot be reached.
+    """
+    if config.coordinator is None or jax.distributed.is_initialized():
+        return
+    options: dict[str, Any] = {}
+    if config.coordinator != AUTO:
+        options = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.num_processes,
+            "process_id": config.process_id,
+            "cluster_detection_method": "deactivate",
+        }
+        if config.process_id == 0:
+            _check_port_is_free(config.coordinator)
+    # It would take SIGTERM for itself, which the loop listens to.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError:  # JAX asks for its own arguments
+        raise TrainingError(
+            "--coordinator auto: JAX finds no cluster here (it knows Slurm, Open MPI, Cloud TPU and GKE): "
+            "give --coordinator HOST:PORT, --num_processes and --process_id"
+        ) from None
+    except RuntimeError as error:
+        raise TrainingError(f"--coordinator {config.coordinator}: {one_line(error)}") from None
+
+
+def _check_port_is_free(coordinator: str) -> None:
+    # JAX would end the process with a stack trace.
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise TrainingError(f"--coordinator {coordinator}: port {port} cannot be used here: {error.strerror}") from None
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def only_first_process_prints() -> Iterator[None]:
+    """What other processes write to standard output is lost; errors are not."""
+    with contextlib.nullcontext() if is_first_process() else contextlib.redirect_stdout(None):
+        yield
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """What is done inside has to succeed in all processes; where it fails in one, none goes on to wait for it.
+
+    Raises:
+        TrainingError: it failed in another process.
+    """
+    try:
+        yield
+    except Exception:
+        _from_all_processes(0)
+        raise
+    failed = np.flatnonzero(_from_all_processes(1) == 0)
+    if failed.size:
+        raise TrainingError(f"process {failed[0]} cannot go on; its own message says why")
+
+
+def check_same_everywhere(value: bytes, complaint: str) -> None:
+    """Processes that compute different things wait for each other for ever, or train on nonsense.
+
+    Raises:
+        TrainingError: another process has another ``value`` than process 0; "process 1" and ``complaint`` say so.
+    """
+    checksums = _from_all_processes(zlib.crc32(value))
+    different = np.flatnonzero(checksums != checksums[0])
+    if different.size:
+        raise TrainingError(f"process {different[0]} {complaint}")
+
+
+def may_ask(step: int) -> bool:
+    """Whether it is time for ``highest`` after this step: asking other processes holds all of them up."""
+    return jax.process_count() == 1 or step % _STEPS_BETWEEN_QUESTIONS == 0
+
+
+def highest(number: int) -> int:
+    """The highest of the numbers, from 0, that all processes come with; they have to come at the same step."""
+    return int(_from_all_processes(number).max())
+
+
+def _from_all_processes(value: int) -> np.ndarray:
+    if jax.process_count() == 1:
+        return np.array([value])
+    return np.asarray(multihost_utils.process_allgather(np.array(value, np.uint32))).reshape(-1)
+
+
+# --- devices
+
+
+def make_mesh() -> Mesh | None:
+    """All devices of all processes in a row; None where there is only one."""
+    count = jax.device_count()
+    return None if count == 1 else jax.make_mesh((count,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch_size(batch_size: int, largest: int, mesh: Mesh | None) -> None:
+    """Every device gets as many images of a batch as every other.
+
+    Raises:
+        OptionError: the devices' number does not divide ``batch_size``; the message names the nearest that it does
+            divide, of those up to ``largest``.
+    """
+    count = 1 if mesh is None else mesh.size
+    if batch_size % count == 0:
+        return
+    nearest = max(1, min(math.floor(batch_size / count + 0.5), largest // count)) * count
+    raise OptionError(f"--batch_size must be a multiple of {count}, the number of devices, such as {nearest}")
+
+
+def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
+    """The same arrays on every device of the mesh; every process has to have the same values."""
+    if mesh is None:
+        return jax.tree.map(jax.numpy.asarray, tree)
+    sharding = NamedSharding(mesh, _REPLICATED)
+
+    def on_all_devices(leaf: Any) -> Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(on_all_devices, tree)
+
+
+def jit(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> jax.stages.Wrapped:
+    """``jax.jit`` over the mesh's devices: ``function`` may call ``shard``, and its results are replicated."""
+    if mesh is None:
+        return jax.jit(function, **options)
+
+    @functools.wraps(function)
+    def on_mesh(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return jax.jit(on_mesh, out_shardings=NamedSharding(mesh, _REPLICATED), **options)
+
+
+def shard(batch: Array) -> Array:
+    """Divides the first axis among the devices of the mesh that ``jit`` is tracing for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))

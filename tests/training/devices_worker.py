@@ -1,0 +1,78 @@
+"""Trains a tiny net in float64 on the devices that there are, and saves what came out: ``PATH COUNT ...``.
+
+Each COUNT is a number of devices, which are the first ones. As one of several processes: ``PATH COORDINATOR
+NUM_PROCESSES PROCESS_ID``, on all devices of all of them; process 0 saves.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType
+
+from benchmarks.curve import train_curve
+from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet.training import devices
+from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.data import Dataset
+
+ARCHITECTURE = Architecture(
+    stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3, dropout=0.1
+)
+RECIPE = {"batch_size": 24, "epochs": 3, "learning_rate": 0.05, "random_erasing": 0.5, "ema": 0.9}
+
+
+def random_dataset() -> Dataset:
+    """48 training and 10 test images of 8x8: a test set that no number of devices divides."""
+    rng = np.random.default_rng(1)
+    return Dataset(
+        name="digits",
+        source="random numbers",
+        train_images=rng.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8),
+        train_labels=rng.integers(0, 3, 48).astype(np.int32),
+        test_images=rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8),
+        test_labels=rng.integers(0, 3, 10).astype(np.int32),
+        class_names=("a", "b", "c"),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.25, 0.3),
+        flip=True,
+    )
+
+
+def run(config: Config, mesh: jax.sharding.Mesh | None) -> dict:
+    model = ShuffleNetV2(ARCHITECTURE, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    model.classifier.kernel[...] *= 100  # so that the loss depends on all of the net
+    curve = train_curve(model, config, random_dataset(), mesh)
+    return {
+        "losses": curve.losses,
+        "state": np.concatenate([leaf.ravel() for leaf in curve.state]).tolist(),
+        "evaluation": curve.evaluation,
+        "collectives": curve.collectives,
+    }
+
+
+def main() -> None:
+    path, first, *rest = sys.argv[1:]
+    jax.config.update("jax_enable_x64", True)
+    if rest and ":" in first:
+        config = Config(coordinator=first, num_processes=int(rest[0]), process_id=int(rest[1]), **RECIPE)
+        devices.join(config)
+        results = [run(config, devices.make_mesh())]
+    else:
+        meshes = [
+            jax.make_mesh((count,), (devices.BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+            if count > 1
+            else None
+            for count in map(int, (first, *rest))
+        ]
+        results = [run(Config(**RECIPE), mesh) for mesh in meshes]
+    if devices.is_first_process():
+        Path(path).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
