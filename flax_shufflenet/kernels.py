@@ -1,8 +1,9 @@
 """The arithmetic of ShuffleNetV2, computed the way each platform is fast at.
 
 ``conv2d``, ``linear`` and ``batch_norm`` are the only doors. GPU and TPU lower to XLA's own convolution.
-XLA's CPU backend has no fast path for depthwise convolutions, for three input channels, or for the kernel
-gradient of a 1x1 convolution, so on CPU these three are written out as shifted slices and matrix products.
+XLA's CPU backend has no fast path for depthwise convolutions, for three input channels, for the kernel gradient
+of a 1x1 convolution, or for sums over all but the channels, so on CPU these are written out as shifted slices and
+matrix products.
 Which of the two runs is decided when the program is lowered for a platform, so one traced function serves all.
 """
 
@@ -19,8 +20,8 @@ from jaxtyping import Array, Float
 Images = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw cin cout"]
 
-# Parts that the kernel gradient of a 1x1 convolution is summed in on CPU; see _pointwise_kernel_gradient.
-_ROW_BLOCKS = 4
+# Into at most this many blocks of rows an image is cut for a sum on CPU; see _sum_over_images.
+_MOST_BLOCKS = 7
 
 # Up to this many input channels, one fusion of scalar-times-vector products beats XLA's convolution on CPU.
 _FEW_CHANNELS = 4
@@ -112,6 +113,27 @@ def _sum(terms: Iterable[Array]) -> Array:
     return reduce(operator.add, terms)
 
 
+def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array, " c"]:
+    """``term(*images)``, an elementwise function, summed over n, h and w; its values have the accumulator's dtype.
+
+    XLA's CPU backend writes out what it is to sum, and then reads it again with one thread a value. So blocks of
+    rows are added up first, in the same pass that computes them, and the rest is left to a matrix product.
+    """
+
+    def in_blocks(*images: Images) -> Float[Array, " c"]:
+        height = images[0].shape[1]
+        blocks = max(count for count in range(1, _MOST_BLOCKS + 1) if height % count == 0)
+        rows = height // blocks
+        partial_sums = _sum(term(*(x[:, i * rows : (i + 1) * rows] for x in images)) for i in range(blocks))
+        partial_sums = partial_sums.reshape(-1, partial_sums.shape[-1])
+        return jnp.dot(jnp.ones(len(partial_sums), partial_sums.dtype), partial_sums)
+
+    def at_once(*images: Images) -> Float[Array, " c"]:
+        return jnp.sum(term(*images), (0, 1, 2))
+
+    return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
+
+
 # --- pointwise: a matrix product over the last axis
 
 
@@ -124,16 +146,8 @@ def _pointwise_input_gradient(x, kernel, dy, *, stride=1):
 
 
 def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
-    # Few columns and very many rows is the shape XLA's CPU matrix product is slowest at; a batch of
-    # shorter products runs 5 times faster.
-    rows = dy.size // dy.shape[-1]
-    # A batch that is divided among devices stays so: each has as many whole blocks as one device would.
-    parts = max(1, jax.sharding.get_abstract_mesh().size)
-    blocks = next(blocks for blocks in (parts * _ROW_BLOCKS, parts, _ROW_BLOCKS, 1) if rows % blocks == 0)
-    x = x.reshape(blocks, rows // blocks, x.shape[-1])
-    dy = dy.reshape(blocks, rows // blocks, dy.shape[-1])
-    products = jnp.einsum("bri,bro->bio", x, dy, preferred_element_type=_accumulator(dy.dtype))
-    return products.sum(0).astype(kernel.dtype)[None, None]
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return jnp.dot(x.T, dy, preferred_element_type=_accumulator(dy.dtype)).astype(kernel.dtype)[None, None]
 
 
 # --- linear: the classifier's matrix product
@@ -220,9 +234,9 @@ def _depthwise_input_gradient(x, kernel, dy, *, stride):
 
 
 def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
-    wide = dy.astype(_accumulator(dy.dtype))
+    wide = _accumulator(dy.dtype)
     taps = _taps(_pad_same(x, kernel), kernel, stride, *dy.shape[1:3])
-    sums = [jnp.sum(tap * wide, axis=(0, 1, 2)) for _, tap in taps]
+    sums = [_sum_over_images(lambda tap, dy: tap * dy.astype(wide), tap, dy) for _, tap in taps]
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -250,16 +264,18 @@ def _few_channels_kernel_gradient(x, kernel, dy, *, stride):
 # --- batch normalisation by the batch's own statistics
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(
-    x: Images, scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
+    x: Images, scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float, relu: bool
 ) -> tuple[Images, Float[Array, " c"], Float[Array, " c"]]:
-    """``x`` normalised over n, h and w, and the mean and biased variance it was normalised with.
+    """``x`` normalised over n, h and w, then rectified if ``relu``, and the mean and biased variance it was
+    normalised with.
 
     Two passes, since E[x^2] - E[x]^2 cancels: at a mean of 10,000 standard deviations it is wrong by a
-    factor. Statistics are computed in the dtype of ``scale``; the result has the dtype of ``x``.
+    factor. Statistics are computed in the dtype of ``scale``; the result has the dtype of ``x``. The ReLU is part of
+    it because its gradient is then found from ``x`` again, and nothing else needs to be kept or written out.
     """
-    y, mean, var, _ = _normalise(x, scale, bias, epsilon)
+    y, mean, var, _ = _normalise(x, scale, bias, epsilon, relu)
     return y, mean, var
 
 
@@ -276,31 +292,38 @@ def inverse_std(var: Float[Array, " c"], epsilon: float) -> Float[Array, " c"]:
     return estimate + estimate * (0.5 * (1 - var * estimate * estimate))
 
 
-def _normalise(x, scale, bias, epsilon):
-    wide = x.astype(scale.dtype)
-    mean = jnp.mean(wide, (0, 1, 2))
-    var = jnp.mean(jnp.square(wide - mean), (0, 1, 2))
+def _normalise(x, scale, bias, epsilon, relu):
+    count = x.size // x.shape[-1]
+    mean = _sum_over_images(lambda x: x.astype(scale.dtype), x) / count
+    var = _sum_over_images(lambda x: jnp.square(x.astype(scale.dtype) - mean), x) / count
     inverse = inverse_std(var, epsilon)
-    y = ((wide - mean) * (scale * inverse) + bias).astype(x.dtype)
-    return y, mean, var, inverse
+    y = (x.astype(scale.dtype) - mean) * (scale * inverse) + bias
+    y = jax.nn.relu(y) if relu else y
+    return y.astype(x.dtype), mean, var, inverse
 
 
-def _batch_norm_forward(x, scale, bias, epsilon):
-    y, mean, var, inverse = _normalise(x, scale, bias, epsilon)
-    return (y, mean, var), (x, scale, mean, inverse)
+def _batch_norm_forward(x, scale, bias, epsilon, relu):
+    y, mean, var, inverse = _normalise(x, scale, bias, epsilon, relu)
+    return (y, mean, var), (x, scale, bias, mean, inverse)
 
 
-def _batch_norm_backward(epsilon, residuals, cotangents):
-    # Ioffe and Szegedy 2015, section 3, with the sums over the batch gathered into one pass.
-    x, scale, mean, inverse = residuals
+def _batch_norm_backward(epsilon, relu, residuals, cotangents):
+    # Ioffe and Szegedy 2015, section 3.
+    x, scale, bias, mean, inverse = residuals
     dy, dmean, dvar = cotangents
     count = x.size // x.shape[-1]
-    wide_dy, centred = dy.astype(scale.dtype), x.astype(scale.dtype) - mean
-    dbias = jnp.sum(wide_dy, (0, 1, 2))
-    dscale = jnp.sum(wide_dy * centred, (0, 1, 2)) * inverse
-    per_centred = (2 * dvar - scale * jnp.square(inverse) * dscale) / count
-    per_value = (dmean - scale * inverse * dbias) / count
-    dx = wide_dy * (scale * inverse) + centred * per_centred + per_value
+    factor = scale * inverse
+
+    def centred_and_gradient(x, dy):
+        centred, gradient = x.astype(scale.dtype) - mean, dy.astype(scale.dtype)
+        return centred, jnp.where(centred * factor + bias > 0, gradient, 0) if relu else gradient
+
+    dbias = _sum_over_images(lambda x, dy: centred_and_gradient(x, dy)[1], x, dy)
+    dscale = _sum_over_images(lambda x, dy: operator.mul(*centred_and_gradient(x, dy)), x, dy) * inverse
+    per_centred = (2 * dvar - factor * inverse * dscale) / count
+    per_value = (dmean - factor * dbias) / count
+    centred, gradient = centred_and_gradient(x, dy)
+    dx = gradient * factor + centred * per_centred + per_value
     return dx.astype(x.dtype), dscale, dbias
 
 
