@@ -24,11 +24,12 @@ class Functional(NamedTuple):
         )
 
     def apply(
-        self, parameters: list[Array], statistics: list[Array], *inputs: Array, rngs: nnx.Rngs | None = None
+        self, parameters: list[Array], statistics: list[Array], *inputs: Array, **options
     ) -> tuple[Array, list[Array]]:
-        """The module's result, and its batch statistics after the call. Dropout in train mode needs ``rngs``."""
+        """The module's result, and its batch statistics after the call. ``options`` go to the
+        module, such as the ``rngs`` that a net with dropout needs in train mode."""
         model = self.model(parameters, statistics)
-        result = model(*inputs, rngs=rngs)
+        result = model(*inputs, **options)
         return result, jax.tree.leaves(nnx.state(model, nnx.BatchStat))
 
 

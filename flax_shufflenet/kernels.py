@@ -20,8 +20,9 @@ from jaxtyping import Array, Float
 Images = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw cin cout"]
 
-# Into at most this many blocks of rows an image is cut for a sum on CPU; see _sum_over_images.
-_MOST_BLOCKS = 7
+# A sum on CPU adds up at most this many blocks at once, until it has no more than so many rows; see _sum_over_images.
+_MOST_BLOCKS = 16
+_FEW_ROWS = 64
 
 # Up to this many input channels, one fusion of scalar-times-vector products beats XLA's convolution on CPU.
 _FEW_CHANNELS = 4
@@ -116,22 +117,34 @@ def _sum(terms: Iterable[Array]) -> Array:
 def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array, " c"]:
     """``term(*images)``, an elementwise function, summed over n, h and w; its values have the accumulator's dtype.
 
-    XLA's CPU backend writes out what it is to sum, and then reads it again with one thread a value. So blocks of
-    rows are added up first, in the same pass that computes them, and the rest is left to a matrix product.
+    XLA's CPU backend writes out what it is to sum and reads it again. Here blocks of rows are added up in the same
+    pass that computes them. Adding up blocks of blocks also keeps the float32 error at PyTorch's, which adds up in
+    blocks too; the last few rows are left to a matrix product.
     """
 
     def in_blocks(*images: Images) -> Float[Array, " c"]:
-        height = images[0].shape[1]
-        blocks = max(count for count in range(1, _MOST_BLOCKS + 1) if height % count == 0)
-        rows = height // blocks
-        partial_sums = _sum(term(*(x[:, i * rows : (i + 1) * rows] for x in images)) for i in range(blocks))
-        partial_sums = partial_sums.reshape(-1, partial_sums.shape[-1])
-        return jnp.dot(jnp.ones(len(partial_sums), partial_sums.dtype), partial_sums)
+        count, size = _blocks(images[0].shape[1], _MOST_BLOCKS // 4)
+        sums = _sum(term(*(x[:, i * size : (i + 1) * size] for x in images)) for i in range(count))
+        sums = sums.reshape(-1, sums.shape[-1])
+        while len(sums) > _FEW_ROWS and (blocks := _blocks(len(sums), _MOST_BLOCKS)).count > 1:
+            sums = _sum(sums[i * blocks.size : (i + 1) * blocks.size] for i in range(blocks.count))
+        return jnp.dot(jnp.ones(len(sums), sums.dtype), sums)
 
     def at_once(*images: Images) -> Float[Array, " c"]:
         return jnp.sum(term(*images), (0, 1, 2))
 
     return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
+
+
+class _Blocks(NamedTuple):
+    count: int
+    size: int
+
+
+def _blocks(length: int, most: int) -> _Blocks:
+    """The most blocks, all of one size, that ``length`` can be cut into."""
+    count = max(count for count in range(1, most + 1) if length % count == 0)
+    return _Blocks(count, length // count)
 
 
 # --- pointwise: a matrix product over the last axis

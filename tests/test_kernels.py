@@ -110,4 +110,6 @@ def test_linear_is_the_matrix_product(features: int) -> None:
 def test_batch_norm_gradients_include_those_through_its_statistics() -> None:
     random = np.random.default_rng(0)
     x, scale, bias = (jnp.asarray(random.standard_normal(shape)) for shape in ((2, 3, 4, 5), 5, 5))
-    check_grads(jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, False)), (x, scale, bias), order=1, modes=["rev"])
+    check_grads(
+        jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, False)), (x, scale, bias), order=1, modes=["rev"]
+    )
