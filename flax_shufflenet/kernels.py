@@ -20,9 +20,11 @@ from jaxtyping import Array, Float
 Images = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw cin cout"]
 
-# A sum on CPU adds up at most this many blocks at once, until it has no more than so many rows; see _sum_over_images.
+# A sum over more than _MANY_ROWS values a channel adds up at most _MOST_BLOCKS at once on CPU, until no more than
+# _FEW_ROWS are left; see _sum_over_images.
+_MANY_ROWS = 1024
 _MOST_BLOCKS = 16
-_FEW_ROWS = 64
+_FEW_ROWS = 32
 
 # Up to this many input channels, one fusion of scalar-times-vector products beats XLA's convolution on CPU.
 _FEW_CHANNELS = 4
@@ -133,6 +135,8 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
     def at_once(*images: Images) -> Float[Array, " c"]:
         return jnp.sum(term(*images), (0, 1, 2))
 
+    if images[0].size // images[0].shape[-1] <= _MANY_ROWS:
+        return at_once(*images)
     return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
 
 
