@@ -66,7 +66,7 @@ def main() -> int:
     try:
         raise_on_sigterm()
         config = parse(sys.argv[1:])
-        allocator.restart_with_huge_pages()
+        allocator.restart_with_fast_malloc()
         # Imported here: JAX takes seconds that --help and a mistyped option need not wait for.
         from flax_shufflenet.training.loop import train
 

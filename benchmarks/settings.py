@@ -5,13 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flax_shufflenet.training.allocator import huge_page_environment
+from flax_shufflenet.training.allocator import allocator_environment
 
 THREADS = 2
 RECORDED = (
     "GLIBC_TUNABLES",
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_TRIM_THRESHOLD_",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -25,9 +23,7 @@ def worker_environment(folder: Path) -> dict[str, str]:
 
     ``folder`` is where torch.compile keeps what it compiled; an empty one makes it compile.
     """
-    return dict(huge_page_environment(os.environ) or os.environ) | {
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    return dict(allocator_environment(os.environ) or os.environ) | {
         "OMP_NUM_THREADS": str(THREADS),
         "MKL_NUM_THREADS": str(THREADS),
         "OPENBLAS_NUM_THREADS": str(THREADS),

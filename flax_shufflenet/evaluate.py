@@ -12,7 +12,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from flax_shufflenet.command_line import ImageOptions, note, run
-from flax_shufflenet.training.allocator import restart_with_huge_pages
+from flax_shufflenet.training.allocator import restart_with_fast_malloc
 from flax_shufflenet.training.config import DATASETS, OptionError, check_dataset, default_data_dir
 from flax_shufflenet.training.runs import wilson_interval
 
@@ -226,5 +226,5 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    restart_with_fast_malloc()
     sys.exit(run("evaluate", Options, evaluate))

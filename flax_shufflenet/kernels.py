@@ -128,8 +128,10 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
         count, size = _blocks(images[0].shape[1], _MOST_BLOCKS // 4)
         sums = _sum(term(*(x[:, i * size : (i + 1) * size] for x in images)) for i in range(count))
         sums = sums.reshape(-1, sums.shape[-1])
-        while len(sums) > _FEW_ROWS and (blocks := _blocks(len(sums), _MOST_BLOCKS)).count > 1:
-            sums = _sum(sums[i * blocks.size : (i + 1) * blocks.size] for i in range(blocks.count))
+        while len(sums) > _FEW_ROWS and (count := _blocks(len(sums), _MOST_BLOCKS).count) > 1:
+            # Neighbours are added up, so that a batch that is divided among devices stays so.
+            neighbours = sums.reshape(-1, count, sums.shape[-1])
+            sums = _sum(neighbours[:, i] for i in range(count))
         return jnp.dot(jnp.ones(len(sums), sums.dtype), sums)
 
     def at_once(*images: Images) -> Float[Array, " c"]:

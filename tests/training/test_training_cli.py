@@ -17,7 +17,7 @@ from flax import nnx
 
 import flax_shufflenet as fs
 from flax_shufflenet.training import data
-from flax_shufflenet.training.allocator import huge_page_environment
+from flax_shufflenet.training.allocator import allocator_environment
 from flax_shufflenet.training.config import Config, OptionError
 from flax_shufflenet.training.recipe import RECIPES
 
@@ -163,10 +163,12 @@ def test_an_interrupt_is_one_line(tmp_path):
     assert stderr == "train.py: interrupted, nothing new to save\n"
 
 
-def test_huge_pages_are_asked_for_once_and_beside_other_tunables():
-    environment = huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1", "HOME": "home"})
+def test_the_allocator_is_set_up_once_and_beside_other_tunables():
+    environment = allocator_environment({"GLIBC_TUNABLES": "glibc.malloc.arena_max=3", "HOME": "home"})
     if environment is None:
         pytest.skip("needs glibc 2.35 and transparent huge pages")
-    assert environment == {"GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1", "HOME": "home"}
-    assert huge_page_environment(environment) is None
-    assert huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) is None
+    assert environment.keys() == {"GLIBC_TUNABLES", "HOME"}
+    tunables = environment["GLIBC_TUNABLES"].split(":")
+    assert tunables[:2] == ["glibc.malloc.arena_max=3", "glibc.malloc.hugetlb=1"]
+    assert allocator_environment(environment) is None
+    assert allocator_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) is None
