@@ -24,7 +24,7 @@ Kernel = Float[Array, "kh kw cin cout"]
 # _FEW_ROWS are left; see _sum_over_images.
 _MANY_ROWS = 1024
 _MOST_BLOCKS = 16
-_FEW_ROWS = 32
+_FEW_ROWS = 8
 
 # Up to this many input channels, one fusion of scalar-times-vector products beats XLA's convolution on CPU.
 _FEW_CHANNELS = 4

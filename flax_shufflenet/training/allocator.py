@@ -60,15 +60,17 @@ def _supported() -> bool:
     if sys.platform != "linux":
         return False
     try:
-        return (_glibc_version() or (0,)) >= (2, 35) and "[never]" not in _HUGE_PAGES.read_text()
+        version = _glibc_version()
+        return version is not None and version >= (2, 35) and "[never]" not in _HUGE_PAGES.read_text()
     except OSError:  # no such kernel setting
         return False
 
 
-def _glibc_version() -> tuple[int, ...] | None:
+def _glibc_version() -> tuple[int, int] | None:
     """For instance (2, 36); None with another C library."""
     try:
         library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-        return tuple(map(int, version.split("."))) if library == "glibc" else None
+        major, minor, *_ = map(int, version.split("."))
+        return (major, minor) if library == "glibc" else None
     except ValueError:
         return None

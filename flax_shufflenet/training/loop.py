@@ -11,12 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-<<<<<<< HEAD
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.training import checkpoints, data, devices, user_cache
-=======
-from flax_shufflenet.training import allocator, checkpoints, data, user_cache
->>>>>>> 87b638e (malloc keeps its memory from step to step, in huge pages, in one heap; what compiling freed is given back)
+from flax_shufflenet.training import allocator, checkpoints, data, devices, user_cache
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset
@@ -79,6 +75,7 @@ def _train(config: Config) -> Evaluation:
         start = _start(config, dataset, program, saved, console)
         console.print("compiling the train step")
         program.compile()
+        allocator.give_back_freed_memory()
         metrics = MetricsWriter(out_dir / METRICS_FILE if writes else None, start.records)
         with Interruption() as interruption, metrics:
             try:
@@ -107,30 +104,7 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, 
         )
     devices.check_batch_size(config.batch_size, count, mesh)
     model, net = initial_model(config, dataset)
-<<<<<<< HEAD
     return dataset, model, net
-=======
-    out_dir.mkdir(parents=True, exist_ok=True)
-    if config.force:
-        _remove_results(out_dir)
-    with Checkpoints(out_dir / CHECKPOINTS) as saved:
-        print_start(console, config, dataset, net)
-        program = Program(model, config, dataset)
-        start = _start(config, dataset, program, saved, console)
-        console.print("compiling the train step")
-        program.compile()
-        allocator.give_back_freed_memory()
-        with MetricsWriter(out_dir / METRICS_FILE, start.records) as metrics:
-            try:
-                state = _epochs(config, dataset, program, start, saved, metrics, console)
-            except FloatingPointError as error:
-                raise TrainingError(_not_finite(error, saved)) from None
-    evaluation = _evaluation(metrics.records[-1])
-    save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
-    console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
-    try_report(out_dir, out_dir / NET_FILE, dataset, console)
-    return evaluation
->>>>>>> 87b638e (malloc keeps its memory from step to step, in huge pages, in one heap; what compiling freed is given back)
 
 
 def _remove_results(out_dir: Path) -> None:
