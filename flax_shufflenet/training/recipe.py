@@ -4,10 +4,12 @@ from typing import Any
 
 from flax_shufflenet.training.config import TrainingOptions
 
-# The published recipe of the CIFAR-10 nets of chenyaofo/pytorch-cifar-models is the options' own defaults.
+# The published recipe of the CIFAR-10 nets of chenyaofo/pytorch-cifar-models is the options' own defaults. The fast one
+# takes four times as many steps an epoch, with four times the learning rate for each image, and a warm-up that lets it
+# begin with that. It does not average: at the end of a cosine to 0 the last steps are all but the same net.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
-    "fast": {"epochs": 30, "batch_size": 128, "learning_rate": 0.2, "warmup_epochs": 0.5, "decayed": "kernels"},
+    "fast": {"epochs": 30, "batch_size": 64, "warmup_epochs": 0.5, "decayed": "kernels"},
 }
 
 
