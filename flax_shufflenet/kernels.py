@@ -125,10 +125,11 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
     """
 
     def in_blocks(*images: Images) -> Float[Array, " c"]:
-        count, size = _blocks(images[0].shape[1], _MOST_BLOCKS // 4)
+        count = _block_count(images[0].shape[1], _MOST_BLOCKS // 4)
+        size = images[0].shape[1] // count
         sums = _sum(term(*(x[:, i * size : (i + 1) * size] for x in images)) for i in range(count))
         sums = sums.reshape(-1, sums.shape[-1])
-        while len(sums) > _FEW_ROWS and (count := _blocks(len(sums), _MOST_BLOCKS).count) > 1:
+        while len(sums) > _FEW_ROWS and (count := _block_count(len(sums), _MOST_BLOCKS)) > 1:
             # Neighbours are added up, so that a batch that is divided among devices stays so.
             neighbours = sums.reshape(-1, count, sums.shape[-1])
             sums = _sum(neighbours[:, i] for i in range(count))
@@ -142,15 +143,9 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
     return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
 
 
-class _Blocks(NamedTuple):
-    count: int
-    size: int
-
-
-def _blocks(length: int, most: int) -> _Blocks:
+def _block_count(length: int, most: int) -> int:
     """The most blocks, all of one size, that ``length`` can be cut into."""
-    count = max(count for count in range(1, most + 1) if length % count == 0)
-    return _Blocks(count, length // count)
+    return max(count for count in range(1, most + 1) if length % count == 0)
 
 
 # --- pointwise: a matrix product over the last axis
