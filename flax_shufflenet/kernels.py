@@ -129,8 +129,10 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
         size = images[0].shape[1] // count
         sums = _sum(term(*(x[:, i * size : (i + 1) * size] for x in images)) for i in range(count))
         sums = sums.reshape(-1, sums.shape[-1])
-        while len(sums) > _FEW_ROWS and (count := _block_count(len(sums), _MOST_BLOCKS)) > 1:
-            # Neighbours are added up, so that a batch that is divided among devices stays so.
+        # Neighbours are added up, and each device's rows apart, so that a divided batch stays divided.
+        parts = max(1, jax.sharding.get_abstract_mesh().size)
+        parts = parts if len(sums) % parts == 0 else 1
+        while (rows := len(sums) // parts) > _FEW_ROWS and (count := _block_count(rows, _MOST_BLOCKS)) > 1:
             neighbours = sums.reshape(-1, count, sums.shape[-1])
             sums = _sum(neighbours[:, i] for i in range(count))
         return jnp.dot(jnp.ones(len(sums), sums.dtype), sums)

@@ -1,6 +1,7 @@
 """A tiny CIFAR archive in the real one's layout, and builders that expect it."""
 
 import io
+import signal
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -83,3 +84,11 @@ def small_dataset():
         std=(0.2, 0.25, 0.3),
         flip=True,
     )
+
+
+@pytest.fixture(autouse=True)
+def interrupts_reach_this_process():
+    """A shell's background job ignores interrupts; tests of interrupted runs need them there too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
