@@ -17,7 +17,7 @@ from flax_shufflenet.training.config import (
     TrainingOptions,
     one_line,
 )
-from flax_shufflenet.training.interruption import Interrupted, raise_on_sigterm
+from flax_shufflenet.training.interruption import Interrupted, raise_on_signals
 from flax_shufflenet.training.recipe import RECIPES
 
 
@@ -63,8 +63,8 @@ def _defaults(arguments: Sequence[str]) -> _CommandLine:
 
 def main() -> int:
     """Returns the exit code: 0 done, 2 the command line is wrong, 130 or 143 interrupted, 1 anything else."""
+    signals = raise_on_signals()
     try:
-        raise_on_sigterm()
         config = parse(sys.argv[1:])
         allocator.restart_with_fast_malloc()
         # Imported here: JAX takes seconds that --help and a mistyped option need not wait for.
@@ -74,10 +74,13 @@ def main() -> int:
     except OptionError as error:
         print(f"train.py: {error} (see --help)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"train.py: {str(interrupt) or 'interrupted, nothing new to save'}", file=sys.stderr)
-        return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
+    except Interrupted as interrupted:
+        print(f"train.py: {interrupted}", file=sys.stderr)
+        return interrupted.exit_code
     except Exception as error:  # whatever it is, users get one line
+        if signals:  # what was interrupted made an error of its own of it
+            print(f"train.py: {Interrupted(signals[0])}", file=sys.stderr)
+            return Interrupted(signals[0]).exit_code
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

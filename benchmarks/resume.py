@@ -9,6 +9,7 @@ last start compiles everything anew. Exit code 1 where anything differs.
 import argparse
 import collections
 import json
+import math
 import os
 import random
 import signal
@@ -55,9 +56,10 @@ class Run:
         except FileNotFoundError:  # in this very moment, perhaps
             return False
 
-    def wait_for(self, *phases: str) -> None:
-        """Until one of these phases, or the end."""
-        while self.process.poll() is None and self.phase() not in phases:
+    def wait_for(self, *phases: str, seconds: float = math.inf) -> None:
+        """Until one of these phases, the end, or at most so long."""
+        latest = time.time() + seconds
+        while self.process.poll() is None and self.phase() not in phases and time.time() < latest:
             time.sleep(0.002)
 
     def end(self) -> tuple[int, str]:
@@ -80,7 +82,7 @@ def disturbed_run(out: Path, cache: Path, epochs: int, kills: int, startup: floa
         run = Run(out, cache, epochs)
         aim = rng.choice(["start-up", "training", "training", "saving"])
         if aim == "start-up":
-            time.sleep(rng.uniform(0, startup))
+            run.wait_for("training", seconds=rng.uniform(0, startup))
         elif aim == "training":
             run.wait_for("training", "saving")
             time.sleep(rng.uniform(0, 4))
@@ -143,7 +145,7 @@ def differences(one: Path, other: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

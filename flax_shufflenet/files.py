@@ -9,6 +9,17 @@ from typing import IO
 
 
 @contextlib.contextmanager
+def named_in_errors(path: str | Path) -> Iterator[None]:
+    """Errors of writing to an open file, such as a full disk, do not say which file it is; inside, they do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+@contextlib.contextmanager
 def open_whole(path: Path) -> Iterator[IO[bytes]]:
     """A file to write beside ``path``, renamed to it at the end, so that no reader ever sees half a file.
 
@@ -17,7 +28,7 @@ def open_whole(path: Path) -> Iterator[IO[bytes]]:
     """
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(descriptor, "wb") as file:
+        with named_in_errors(path), open(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

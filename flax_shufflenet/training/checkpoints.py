@@ -7,6 +7,7 @@ In it are the train state and a record of plain JSON; the record holds a checksu
 import contextlib
 import functools
 import logging
+import re
 import shutil
 import sys
 import textwrap
@@ -45,8 +46,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
-        self._noise = contextlib.ExitStack()
-        self._noise.enter_context(_said_once())
+        _say_errors_once()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._best_step: int | None = None
@@ -172,7 +172,9 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):  # what failed to be written, save or wait have said
             self._manager.close()
-        self._noise.close()
+        if jax.process_index() == 0:  # of a checkpoint that could not be written
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
@@ -197,32 +199,22 @@ class _KeepStep:
         return [checkpoint.step == self._step() for checkpoint in checkpoints]
 
 
-@contextlib.contextmanager
-def _said_once() -> Iterator[None]:
-    """Keeps off the screen what is raised anyhow.
+@functools.cache
+def _say_errors_once() -> None:
+    """Keeps off the screen, from now on, what is raised anyhow.
 
-    Orbax logs the tracebacks of errors that it also raises. And where one array cannot be read, it does not wait for
-    the others: asyncio and TensorStore then complain of each.
+    Orbax logs the tracebacks of errors that it also raises. And where one array cannot be read or written, it does not
+    wait for the others: asyncio and TensorStore then complain of each, some of them at the very end of the process.
     """
-    filters: dict[str, Callable[[logging.LogRecord], bool]] = {
-        "absl": lambda record: "orbax" not in record.pathname,
-        "asyncio": lambda record: "never retrieved" not in record.getMessage(),
-    }
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", record.getMessage()))
     hook = sys.unraisablehook
 
     def but_late_reads(error: "sys.UnraisableHookArgs") -> None:
         if str(error.exc_value) != "Event loop is closed":
             hook(error)
 
-    for name, keep in filters.items():
-        logging.getLogger(name).addFilter(keep)
     sys.unraisablehook = but_late_reads
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for name, keep in filters.items():
-            logging.getLogger(name).removeFilter(keep)
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

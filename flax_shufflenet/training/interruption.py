@@ -13,26 +13,33 @@ _SHOW_CURSOR = b"\x1b[?25h"
 class Interrupted(KeyboardInterrupt):
     """A signal ended the run; the message says where it stands, and ``exit_code`` is 128 and the signal's number."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, signal_number: int, message: str = "interrupted, nothing new to save") -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
-def raise_on_sigterm() -> None:
-    """From now on SIGTERM raises ``Interrupted``, as Ctrl-C raises ``KeyboardInterrupt``."""
+def raise_on_signals() -> list[int]:
+    """From now on Ctrl-C and SIGTERM raise ``Interrupted``. Returns a list that gets the numbers of those that came.
+
+    A Ctrl-C that the process was told to ignore, as shells tell their background jobs, is still ignored.
+    """
+    came: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        raise Interrupted("", number)
+        came.append(number)
+        raise Interrupted(number)
 
-    signal.signal(signal.SIGTERM, handle)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    return came
 
 
 class Interruption:
     """While it is entered, Ctrl-C and SIGTERM only set ``signal_number``: whoever looks at it decides when to stop.
 
-    After the first one, both do again what they do to any program: they end it at once. A Ctrl-C that the process
-    was told to ignore, as shells tell their background jobs, is still ignored. Outside the main thread, where Python
-    allows no handlers, nothing is changed.
+    After the first one, both do again what they do to any program: they end it at once. An ignored Ctrl-C stays
+    ignored. Outside the main thread, where Python allows no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:

@@ -238,9 +238,9 @@ def _end_if_interrupted(signal_number: int | None, step: int, program: Program, 
         return
     saved.wait()
     raise Interrupted(
+        signal_number,
         f"interrupted after {step} of {program.total_steps} steps, which are saved in {saved.path(step)}; "
         "the same command goes on from there, if it is given without --force",
-        signal_number,
     )
 
 

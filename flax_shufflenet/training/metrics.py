@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_shufflenet.files import write_whole
+from flax_shufflenet.files import named_in_errors, write_whole
 
 
 class MetricsWriter:
@@ -30,15 +30,17 @@ class MetricsWriter:
         """Appends one line. A number that is not finite becomes null, since JSON has no other word for it."""
         self.records.append(_finite(record))
         if self._file is not None:
-            self._file.write(_line(self.records[-1]))
-            self._file.flush()
+            with named_in_errors(self._file.name):
+                self._file.write(_line(self.records[-1]))
+                self._file.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with named_in_errors(self._file.name):
+                self._file.close()
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:

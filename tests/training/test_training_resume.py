@@ -255,6 +255,7 @@ def test_a_write_that_fails_is_one_line(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with Checkpoints(tmp_path) as saved:
         assert saved.restore(state, lambda _: None, print).step == 1
 
