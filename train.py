@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Literal
 
 from flax_shufflenet import command_line
@@ -17,7 +19,7 @@ from flax_shufflenet.training.config import (
     TrainingOptions,
     one_line,
 )
-from flax_shufflenet.training.interruption import Interrupted, raise_on_signals
+from flax_shufflenet.training.interruption import Interrupted, handle_signals, raise_on_signals
 from flax_shufflenet.training.recipe import RECIPES
 
 
@@ -61,15 +63,24 @@ def _defaults(arguments: Sequence[str]) -> _CommandLine:
     )
 
 
+def _exit(number: int, _: FrameType | None) -> None:
+    # No exception: extension modules that are being imported would print it, and make an error of their own of it.
+    interrupted = Interrupted(number)
+    os.write(2, f"train.py: {interrupted}\n".encode())
+    os._exit(interrupted.exit_code)
+
+
 def main() -> int:
     """Returns the exit code: 0 done, 2 the command line is wrong, 130 or 143 interrupted, 1 anything else."""
-    signals = raise_on_signals()
+    handle_signals(_exit)
+    signals: list[int] = []
     try:
         config = parse(sys.argv[1:])
         allocator.restart_with_fast_malloc()
         # Imported here: JAX takes seconds that --help and a mistyped option need not wait for.
         from flax_shufflenet.training.loop import train
 
+        signals = raise_on_signals()
         train(config)
     except OptionError as error:
         print(f"train.py: {error} (see --help)", file=sys.stderr)

@@ -45,10 +45,11 @@ class Run:
         signal.signal(signal.SIGINT, before)
 
     def phase(self) -> str:
-        if any(self._is_new(path) for path in self.out.glob("checkpoints/*tmp*")):
-            return "saving"
-        # The metrics are written anew once the step is compiled.
-        return "training" if self._is_new(self.out / "metrics.jsonl") else "start-up"
+        if not self._is_new(self.out / "metrics.jsonl"):  # written anew once the step is compiled
+            return "start-up"
+        # A folder that an earlier kill left is being removed, which changes it, but puts no new files into it.
+        unfinished = self.out.glob("checkpoints/*tmp*/**/*")
+        return "saving" if any(path.is_file() and self._is_new(path) for path in unfinished) else "training"
 
     def _is_new(self, path: Path) -> bool:
         try:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,20 +19,23 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signal_number
 
 
-def raise_on_signals() -> list[int]:
-    """From now on Ctrl-C and SIGTERM raise ``Interrupted``. Returns a list that gets the numbers of those that came.
+def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Sets what Ctrl-C and SIGTERM do. A Ctrl-C that the process was told to ignore, as shells tell their background
+    jobs, is still ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
-    A Ctrl-C that the process was told to ignore, as shells tell their background jobs, is still ignored.
-    """
+
+def raise_on_signals() -> list[int]:
+    """From now on Ctrl-C and SIGTERM raise ``Interrupted``. Returns a list that gets the numbers of those that came."""
     came: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
         came.append(number)
         raise Interrupted(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
+    handle_signals(handle)
     return came
 
 
