@@ -14,7 +14,7 @@ from flax_shufflenet.files import write_whole
 from flax_shufflenet.training.runs import Run, RunError, duration, percent, read_run
 
 # Where a run's results and data lie and how it gets started say nothing of what it does.
-_NOT_COMPARED = {"out", "force", "no_compilation_cache", "data_dir"}
+_NOT_COMPARED = {"out", "resume", "force", "tensorboard", "no_compilation_cache", "data_dir"}
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -1,6 +1,7 @@
 """What a training run is told on its command line."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -126,6 +127,9 @@ class RunOptions:
     force: bool = False
     """Start anew, and replace what an earlier run left in OUT, finished or not."""
 
+    tensorboard: bool = False
+    """Also write each epoch's figures for TensorBoard, to OUT/tensorboard. Needs tensorboardX."""
+
     no_compilation_cache: bool = False
     """Compile everything anew; otherwise compiled programs are kept in the user's cache folder."""
 
@@ -184,6 +188,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             except ValueError as error:
                 raise OptionError(f"--{error}") from None
         check_dataset(self.dataset)
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise OptionError("--tensorboard needs tensorboardX: pip install -e '.[tensorboard]'")
         if self.image_size is not None and self.dataset in DATASETS:
             raise OptionError(f"--image_size is for a folder of images; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:

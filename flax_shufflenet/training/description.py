@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,18 +10,34 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.recipe import describe
 
+_WIDTH_WITH_BAR = 110  # characters; the figures come first
+
 
 def progress_bar(console: Console) -> Progress:
-    """Shown on a terminal only; a log file gets the epochs' lines alone."""
-    columns = (TextColumn("{task.fields[figures]}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    """Shown on a terminal only; a log file gets the epochs' lines alone.
+
+    A task counts the steps of the whole run. Its fields are ``figures``, a text, and ``best``, the best test accuracy.
+    """
+    bar = [BarColumn(20)] if console.width >= _WIDTH_WITH_BAR else []
+    columns = (TextColumn("{task.fields[figures]}"), _Best(), *bar, TimeRemainingColumn(), TextColumn("left"))
+    # The speed is taken over minutes, so that the time left has the tests between the epochs in it.
+    return Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=600.0
+    )
+
+
+class _Best(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        best = task.fields["best"]
+        return Text(f" best {best:.1%} " if math.isfinite(best) else "", no_wrap=True)
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int) -> str:

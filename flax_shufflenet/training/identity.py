@@ -12,7 +12,8 @@ from flax_shufflenet.training.data import Dataset
 
 # All other options have a say in the result.
 FREE_OPTIONS = frozenset(
-    {"data_dir", "out", "force", "resume", "no_compilation_cache", "coordinator", "num_processes", "process_id"}
+    {"data_dir", "out", "force", "resume", "tensorboard", "no_compilation_cache"}
+    | {"coordinator", "num_processes", "process_id"}
 )
 
 

@@ -76,7 +76,8 @@ def _train(config: Config) -> Evaluation:
         console.print("compiling the train step")
         program.compile()
         allocator.give_back_freed_memory()
-        metrics = MetricsWriter(out_dir / METRICS_FILE if writes else None, start.records)
+        board = out_dir / "tensorboard" if config.tensorboard and writes else None
+        metrics = MetricsWriter(out_dir / METRICS_FILE if writes else None, start.records, tensorboard=board)
         with Interruption() as interruption, metrics:
             try:
                 state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
@@ -176,7 +177,7 @@ def _epochs(
         saved.save(step, state, record, best=best)
 
     with progress_bar(console) as progress:
-        bar = progress.add_task("", total=program.total_steps, completed=start.step, figures="first step")
+        bar = progress.add_task("", total=program.total_steps, completed=start.step, figures="first step", best=best)
         for epoch in range(start.step // program.steps_per_epoch + 1, config.epochs + 1):
             last = epoch * program.steps_per_epoch
             first = max(start.step, last - program.steps_per_epoch) + 1
@@ -219,6 +220,7 @@ def _epochs(
                 # Before the checkpoint: once that is there, this epoch is never run again.
                 save(program.net(state), config.out_dir / BEST_FILE, net_metadata(config, dataset, evaluation, epoch))
             best = max(best, evaluation.accuracy)
+            progress.update(bar, best=best)
             keep(last, best=better)
             sums = None
             if epoch < config.epochs:

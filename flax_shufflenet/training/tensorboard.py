@@ -1,7 +1,7 @@
 """A run's figures for TensorBoard. tensorboardX, an extra, is imported where it is used."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,18 @@ _TAGS = {
 
 
 class TensorBoardWriter:
-    """Writes an epoch's figures as scalars, at the number of steps done, into a folder that it first empties."""
+    """Writes each epoch's figures as scalars, at the number of steps done.
 
-    def __init__(self, folder: Path) -> None:
+    The folder is emptied first; ``records`` are those that a run goes on from, which are written anew.
+    """
+
+    def __init__(self, folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
         from tensorboardX import SummaryWriter
 
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder))
+        for record in records:
+            self.write(record)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """What the record has of the figures; nothing for one that is no epoch's, such as a run's description."""

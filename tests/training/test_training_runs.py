@@ -128,7 +128,7 @@ def test_the_command_prints_plain_rows_and_needs_no_jax(tmp_path):
         f"sys.argv[1:] = {[str(one), str(other), str(tmp_path), '--plot', str(tmp_path / 'plot.png')]}\n"
         "from flax_shufflenet.compare import main; sys.exit(main())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"compare: {tmp_path} is no training run: no metrics.jsonl in it\n"
     rows = [line.split() for line in done.stdout.splitlines()]
