@@ -4,6 +4,7 @@ Which images a step sees, and how they are augmented, follows from the seed and 
 is exactly repeatable, and all that says where it stands is ``TrainState``.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -130,6 +131,37 @@ def make_batch(
     return batch, labels[indices]
 
 
+Update = Callable[[TrainState, Float32[Array, "n h w 3"], Int32[Array, " n"]], tuple[TrainState, StepMetrics]]
+
+
+def make_update(network: Functional, optimizer: optax.GradientTransformation, config: Config) -> Update:
+    """A function ``(state, images, labels) -> (state, metrics)``: what a step does with a batch.
+
+    ``network`` is in train mode.
+    """
+
+    def update(
+        state: TrainState, images: Float32[Array, "n h w 3"], labels: Int32[Array, " n"]
+    ) -> tuple[TrainState, StepMetrics]:
+        def loss_of(parameters: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
+            rngs = nnx.Rngs(dropout=jax.random.fold_in(_key(config.seed, _DROPOUT), state.step))
+            logits, statistics = network.apply(parameters, state.statistics, images, rngs=rngs)
+            loss = cross_entropy(logits, labels, smoothing=config.label_smoothing).mean()
+            return loss, (logits, statistics)
+
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+        parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
+        correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+        averages = state.averages
+        if isinstance(averages, Averages):
+            averages = update_averages(averages, parameters, statistics, decay=config.ema, step=state.step)
+        new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1, averages)
+        return new_state, StepMetrics(loss, correct)
+
+    return update
+
+
 def make_train_step(
     network: Functional,
     optimizer: optax.GradientTransformation,
@@ -144,6 +176,7 @@ def make_train_step(
     state that goes in is donated: its arrays may not be used afterwards. ``network`` is in train mode. With a
     ``mesh``, all that goes in and comes out is on all of its devices, and each works on its part of the batch.
     """
+    update = make_update(network, optimizer, config)
 
     def step(
         state: TrainState,
@@ -151,22 +184,6 @@ def make_train_step(
         labels: Int32[Array, " train"],
         order: Int32[Array, " train"],
     ) -> tuple[TrainState, StepMetrics]:
-        batch, batch_labels = make_batch(state.step, images, labels, order, config, dataset)
-
-        def loss_of(parameters: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
-            rngs = nnx.Rngs(dropout=jax.random.fold_in(_key(config.seed, _DROPOUT), state.step))
-            logits, statistics = network.apply(parameters, state.statistics, batch, rngs=rngs)
-            loss = cross_entropy(logits, batch_labels, smoothing=config.label_smoothing).mean()
-            return loss, (logits, statistics)
-
-        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
-        correct = jnp.sum(jnp.argmax(logits, -1) == batch_labels, dtype=jnp.int32)
-        averages = state.averages
-        if isinstance(averages, Averages):
-            averages = update_averages(averages, parameters, statistics, decay=config.ema, step=state.step)
-        new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1, averages)
-        return new_state, StepMetrics(loss, correct)
+        return update(state, *make_batch(state.step, images, labels, order, config, dataset))
 
     return devices.jit(step, mesh, donate_argnums=0)

@@ -1,0 +1,98 @@
+"""JAX against PyTorch over several seeds: ``python -m benchmarks.seeds --data_dir DIR --out runs/seeds``.
+
+Trains the same net by the same recipe in both, one run after the other, each in a process of its own, and prints the
+table of the runs, then mean and spread. Runs that are finished in OUT are not repeated: an interrupted command,
+given again, goes on.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flax_shufflenet import compare
+from flax_shufflenet.training.runs import Run, duration, percent, read_run
+
+_ROOT = Path(__file__).parents[1]
+# What each framework's program is started as, and the file that it writes when it is done.
+_PROGRAMS = {
+    "JAX": ([str(_ROOT / "train.py")], "net.safetensors"),
+    "PyTorch": (["-m", "benchmarks.torch_train"], "net.pt"),
+}
+
+
+def folder_of(out: Path, framework: str, seed: int) -> Path:
+    return out / f"{framework.lower()}_seed{seed}"
+
+
+def run_all(out: Path, seeds: Sequence[int], options: Sequence[str]) -> int:
+    """Trains what is missing, seed by seed; returns the exit code of the first run that fails, or 0."""
+    for seed in seeds:
+        for framework, (program, done) in _PROGRAMS.items():
+            folder = folder_of(out, framework, seed)
+            if (folder / done).exists():
+                print(f"\n{framework}, seed {seed}: finished in {folder}", flush=True)
+                continue
+            print(f"\n{framework}, seed {seed}", flush=True)
+            command = [sys.executable, *program, *options, "--seed", str(seed), "--out", str(folder)]
+            code = subprocess.run(command, cwd=_ROOT, check=False).returncode
+            if code:
+                return code
+    return 0
+
+
+def summary(runs: dict[str, list[Run]]) -> list[str]:
+    """For each framework the mean, the standard deviation and the range of the last epoch's test accuracy."""
+    lines = []
+    for framework, own in runs.items():
+        accuracies = [run.last["test_accuracy"] for run in own if run.last]
+        speeds = [run.images_per_second for run in own if run.images_per_second]
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+        lines.append(
+            f"{framework:<8} test accuracy {percent(statistics.mean(accuracies))}, standard deviation "
+            f"{percent(spread)}, {percent(min(accuracies))} to {percent(max(accuracies))} ({len(own)} seeds); "
+            f"{duration(statistics.mean(run.seconds for run in own))} a run, {statistics.median(speeds):,.0f} images/s"
+        )
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.seeds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=("cifar10", "cifar100", "digits"), default="cifar10")
+    parser.add_argument("--data_dir", type=Path, help="folder of TensorFlow Datasets (default: train.py's)")
+    parser.add_argument("--net_size", type=float, choices=(0.5, 1.0, 1.5, 2.0), default=0.5)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"), help="folder of the runs (default: runs/seeds)")
+    return parser
+
+
+def main() -> int:
+    """Returns the exit code: that of a run that fails, otherwise 0."""
+    given = _parser().parse_args()
+    options = ["--dataset", given.dataset, "--net_size", str(given.net_size)]
+    options += ["--epochs", str(given.epochs), "--batch_size", str(given.batch_size)]
+    if given.data_dir:
+        options += ["--data_dir", str(given.data_dir.resolve())]
+    out = given.out.resolve()
+    try:
+        code = run_all(out, given.seeds, options)
+    except KeyboardInterrupt:
+        code = 130
+    if code:
+        print("seeds: a run did not finish; the same command goes on with it", file=sys.stderr)
+        return code
+    runs = {name: [read_run(folder_of(out, name, seed)) for seed in given.seeds] for name in _PROGRAMS}
+    print()
+    compare.print_table(compare.name_runs([run for own in runs.values() for run in own]))
+    print("\n".join(summary(runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
