@@ -8,7 +8,7 @@ from typing import NamedTuple
 _KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
 
 # Result and kind of a collective; of an asynchronous one, the end, whose result is the collective's own.
-_COLLECTIVE = re.compile(rf"= (\([^=]*?\)|\S+) ({_KINDS})(?:-done)?\(")
+_COLLECTIVE = re.compile(rf" = (.+?) ({_KINDS})(?:-done)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 

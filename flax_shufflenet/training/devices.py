@@ -23,6 +23,9 @@ from flax_shufflenet.training.config import AUTO, Config, OptionError, TrainingE
 
 BATCH_AXIS = "batch"
 
+# Seconds after which a process is taken for dead. JAX's own 100 are less than what one that is paused may need.
+_LONGEST_SILENCE = 300
+
 _STEPS_BETWEEN_QUESTIONS = 20
 _REPLICATED = PartitionSpec()
 
@@ -53,7 +56,7 @@ def join(config: Config) -> None:
     # It would take SIGTERM for itself, which the loop listens to.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**options)
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=_LONGEST_SILENCE)
     except ValueError:  # JAX asks for its own arguments
         raise TrainingError(
             "--coordinator auto: JAX finds no cluster here (it knows Slurm, Open MPI, Cloud TPU and GKE): "

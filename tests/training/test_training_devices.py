@@ -99,7 +99,7 @@ def test_a_step_on_many_devices_only_adds_up(one_and_others):
 def test_collectives_are_counted_with_the_bytes_of_their_results():
     program = """
   %all-reduce.1 = f32[24]{0} all-reduce(%x), channel_id=1
-  %all-reduce.2 = (f64[2,3]{1,0}, s32[]) all-reduce(%a, %b), channel_id=2
+  %all-reduce.2 = (f64[2,3]{1,0}, /*index=1*/s32[]) all-reduce(%a, %b), channel_id=2
   %start = (bf16[4]{0}, bf16[8]{0}) all-gather-start(%c), channel_id=3
   %done = bf16[8]{0} all-gather-done(%start)
   %fusion = f32[1000]{0} fusion(%all-reduce.1), calls=%all-reduce
