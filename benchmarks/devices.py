@@ -19,7 +19,8 @@ import numpy as np
 VIRTUAL_DEVICES = 8
 PROCESSES = 2
 
-_PATIENCE = (
+# Devices that share few cores wait long for one another.
+PATIENCE = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 
@@ -63,7 +64,7 @@ def _work(options: dict, out: str, rounded: bool) -> None:
 
 
 def _start(options: dict, out: Path, *, device_count: int = 1, rounded: bool = False) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={device_count} {_PATIENCE}"
+    flags = f"--xla_force_host_platform_device_count={device_count} {PATIENCE}"
     work = json.dumps({"options": options, "out": str(out), "rounded": rounded})
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.devices", "--worker", work],
@@ -77,9 +78,14 @@ def _wait(*processes: subprocess.Popen) -> None:
         raise SystemExit("benchmarks.devices: a run failed; its message is above")
 
 
-def _runs(options: dict, folder: Path) -> dict[str, dict]:
+def free_port() -> int:
+    """A port of this machine that nothing listens on at the moment."""
     with socket.create_server(("localhost", 0)) as server:
-        coordinator = f"localhost:{server.getsockname()[1]}"
+        return server.getsockname()[1]
+
+
+def _runs(options: dict, folder: Path) -> dict[str, dict]:
+    coordinator = f"localhost:{free_port()}"
     outs = [folder / f"{number}.json" for number in range(4)]
     _wait(_start(options, outs[0]))
     _wait(_start(options, outs[1], device_count=VIRTUAL_DEVICES))

@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet.functional import split
 from flax_shufflenet.training import allocator
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
-from flax_shufflenet.training.step import epoch_order, initial_state, make_batch, make_optimizer, make_train_step
+from flax_shufflenet.training.program import Program
+from flax_shufflenet.training.step import epoch_order, make_batch
 
 _BAR = 20  # times the train step's speed
 _SECONDS = 4.0  # for each measurement
@@ -68,14 +68,13 @@ def measure(net_size: float, batch_size: int, dataset: Dataset) -> tuple[float, 
     numbers = iter(range(10**9))
     alone = median_seconds(lambda: jax.block_until_ready(batch(next(numbers), images, labels, order)))
 
-    network, parameters, statistics_ = split(fs.ShuffleNetV2(fs.seed(net_size, 10), rngs=nnx.Rngs(0)))
-    optimizer = make_optimizer(config, 10**6)
-    state = initial_state(parameters, statistics_, optimizer)
-    train_step = make_train_step(network, optimizer, config, dataset)
+    program = Program(fs.ShuffleNetV2(fs.seed(net_size, 10), rngs=nnx.Rngs(0)), config, dataset)
+    program.compile()
+    state = program.initial
 
     def step() -> None:
         nonlocal state
-        state, _ = train_step(state, images, labels, order)
+        state, _ = program.step(state, order)
         jax.block_until_ready(state)
 
     return batch_size / alone, batch_size / median_seconds(step)

@@ -24,7 +24,7 @@ from convert.mapping import to_tensors
 from convert.report import versions
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import data
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.config import Config, OptionError, TrainingError, default_data_dir
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.step import initial_state, make_optimizer, make_update
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", choices=("cifar10", "cifar100", "digits"), default="cifar10")
-    parser.add_argument("--data_dir", type=Path, default=Path.home() / "tensorflow_datasets")
+    parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     parser.add_argument("--net_size", type=float, default=0.5)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=0.1)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from flax_shufflenet.command_line import parse
+from flax_shufflenet.command_line import run
 from flax_shufflenet.training import allocator
-from flax_shufflenet.training.config import Config, OptionError, default_data_dir, one_line
+from flax_shufflenet.training.config import Config, default_data_dir
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,8 @@ class Options:
         return Config(out=out, force=self.force, **{name: getattr(self, name) for name in _SHARED})
 
 
-def train(options: Options) -> None:
-    """Trains as the options say, and writes the results.
+def train(options: Options) -> int:
+    """Trains as the options say, and writes the results; returns 0.
 
     Raises:
         OptionError: a value out of its range.
@@ -79,6 +79,7 @@ def train(options: Options) -> None:
         OSError: the results cannot be written.
     """
     config = options.config()
+    allocator.restart_with_fast_malloc()
     # Imported here: JAX and PyTorch take seconds that --help and a mistyped option need not wait for.
     import torch
 
@@ -120,25 +121,16 @@ def train(options: Options) -> None:
             last = epoch * batches.steps_per_epoch
             for number in range(last - batches.steps_per_epoch + 1, last + 1):
                 totals.add(number, trainer.step(number - 1, *batches[number - 1]))
-            images_per_second = totals.images_per_second()
-            evaluation = evaluate_logits(trainer.predict(dataset), dataset.test_labels)
-            record = {
-                "epoch": epoch,
-                "step": last,
-                "learning_rate": float(rates[last - 1]),
-                "train_loss": totals.loss,
-                "train_accuracy": totals.accuracy,
-                "test_loss": evaluation.loss,
-                "test_accuracy": evaluation.accuracy,
-                "images_per_second": images_per_second,
-                "seconds": totals.seconds,
-            }
+            record, _ = totals.finish(
+                last, float(rates[last - 1]), lambda: evaluate_logits(trainer.predict(dataset), dataset.test_labels)
+            )
             metrics.write(record)
             print(epoch_line(record, config.epochs), flush=True)
     buffer = io.BytesIO()
     torch.save(trainer.net.state_dict(), buffer)
     write_whole(out / NET_FILE, buffer.getvalue())
     print(f"saved   {out / NET_FILE}")
+    return 0
 
 
 def initial_net(config: Config, dataset: "Dataset", *, same_weights: bool) -> "torch.nn.Module":
@@ -157,24 +149,5 @@ def initial_net(config: Config, dataset: "Dataset", *, same_weights: bool) -> "t
     return net
 
 
-def main() -> int:
-    """Returns the exit code: 0 done, 2 the command line is wrong, 130 interrupted, 1 anything else."""
-    try:
-        options = parse(Options, "python -m benchmarks.torch_train", sys.argv[1:])
-        options.config()
-        allocator.restart_with_fast_malloc()
-        train(options)
-    except OptionError as error:
-        print(f"torch_train: {error} (see --help)", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("torch_train: interrupted, no net was saved", file=sys.stderr)
-        return 130
-    except Exception as error:  # whatever it is, users get one line
-        print(f"torch_train: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("python -m benchmarks.torch_train", Options, train, interrupted="interrupted, no net was saved"))

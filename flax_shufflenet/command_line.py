@@ -91,18 +91,22 @@ def _is_rule(line: str) -> bool:
     return len(line) > 20 and set(line) <= {"─", "-"}
 
 
-def run(name: str, options: type[Options], job: Callable[[Options], int]) -> int:
-    """Runs ``python -m flax_shufflenet.NAME`` and returns its exit code: what ``job`` returns, 2 where the command
-    line is wrong, 130 where it was interrupted, 1 for any other error; errors are one line on stderr."""
+def run(
+    program: str, options: type[Options], job: Callable[[Options], int], *, interrupted: str = "interrupted"
+) -> int:
+    """Runs a command, such as ``python -m flax_shufflenet.predict``, and returns its exit code: what ``job`` returns,
+    2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1 for any other error; errors
+    are one line on stderr."""
+    name = program.rpartition(".")[2]
     try:
-        code = job(parse(options, f"python -m flax_shufflenet.{name}", sys.argv[1:]))
+        code = job(parse(options, program, sys.argv[1:]))
         sys.stdout.flush()
         return code
     except OptionError as error:
         print(f"{name}: {error} (see --help)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        print(f"{name}: {interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough; nor shall the interpreter's exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

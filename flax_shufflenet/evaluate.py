@@ -227,4 +227,4 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
 
 if __name__ == "__main__":
     restart_with_fast_malloc()
-    sys.exit(run("evaluate", Options, evaluate))
+    sys.exit(run("python -m flax_shufflenet.evaluate", Options, evaluate))

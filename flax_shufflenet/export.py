@@ -162,4 +162,4 @@ def _describe(options: Options, expected: "Preprocessing", classes: int, largest
 
 
 if __name__ == "__main__":
-    sys.exit(run("export", Options, export))
+    sys.exit(run("python -m flax_shufflenet.export", Options, export))

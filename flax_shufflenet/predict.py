@@ -195,4 +195,4 @@ def _print_table(predictions: Iterator[Prediction], count: int, names: Sequence[
 
 
 if __name__ == "__main__":
-    sys.exit(run("predict", Options, predict))
+    sys.exit(run("python -m flax_shufflenet.predict", Options, predict))

@@ -1,9 +1,6 @@
 """``python -m flax_shufflenet.evaluate`` agrees with plain NumPy, on trained nets, converted nets and folders."""
 
 import json
-import sys
-from pathlib import Path
-from unittest.mock import patch
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +9,9 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import command_line, evaluate
+from flax_shufflenet import evaluate
 from flax_shufflenet.training import data
+from tests.command_tools import run_command
 
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 
@@ -21,13 +19,6 @@ TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def run(capsys, *arguments: str | Path) -> tuple[int, str, list[str]]:
-    with patch.object(sys, "argv", ["evaluate", *map(str, arguments)]):
-        code = command_line.run("evaluate", evaluate.Options, evaluate.evaluate)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +57,7 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
     images = ((digits.test_images / 255 - digits.mean) / digits.std).astype(np.float32)
     accuracy, loss = figures(np.asarray(model(jnp.asarray(images))), digits.test_labels)
 
-    code, out, err = run(capsys, folder / "trained.safetensors", "--json")
+    code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--json")
     assert (code, err) == (0, [])
     record = json.loads(out)
     assert record["images"] == 360
@@ -80,14 +71,14 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
     assert sum(one["correct"] for one in record["classes"].values()) == round(record["accuracy"] * 360)
     assert record["images_per_second"] > 0
 
-    code, out, err = run(capsys, folder / "trained.safetensors", "--test_flip")
+    code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--test_flip")
     assert (code, out, len(err)) == (2, "", 1)
     assert "a mirrored digit is no digit" in err[0]
 
 
 def test_a_converted_net_says_what_it_assumes_and_prints_a_table(net, capsys):
     _, folder = net
-    code, out, err = run(capsys, folder / "converted.safetensors", "--dataset", "digits")
+    code, out, err = run_command(capsys, evaluate, folder / "converted.safetensors", "--dataset", "digits")
     assert code == 0
     assert [line.split(":")[0] for line in err] == ["assumed normalisation", "assumed image size"]
     assert "scikit-learn: 360 test images" in out
@@ -112,7 +103,7 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
     scores = model(jnp.asarray((resized / 255 - 0.5) / 0.25, jnp.float32))
     accuracy, loss = figures(np.asarray(scores), np.array(labels))
     options = ("--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25, "--json")
-    code, out, _ = run(capsys, folder / "converted.safetensors", "--dataset", tmp_path, *options)
+    code, out, _ = run_command(capsys, evaluate, folder / "converted.safetensors", "--dataset", tmp_path, *options)
     assert code == 0
     record = json.loads(out)
     assert (record["images"], record["accuracy"]) == (20, accuracy)
@@ -120,19 +111,18 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
 
     mirrored = model(jnp.asarray((resized[:, :, ::-1] / 255 - 0.5) / 0.25, jnp.float32))
     accuracy, loss = figures(np.asarray(scores + mirrored) / 2, np.array(labels))
-    record = json.loads(
-        run(capsys, folder / "converted.safetensors", "--dataset", tmp_path, *options, "--test_flip")[1]
-    )
+    arguments = (folder / "converted.safetensors", "--dataset", tmp_path, *options, "--test_flip")
+    record = json.loads(run_command(capsys, evaluate, *arguments)[1])
     assert record["accuracy"] == accuracy
     assert record["loss"] == pytest.approx(loss, rel=1e-3)
 
-    code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", tmp_path)
+    code, _, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--dataset", tmp_path)
     assert code == 1
     assert err == [
         f"evaluate: {folder / 'trained.safetensors'} has other classes than {tmp_path}: '0' where that has 'class 0'"
     ]
     (tmp_path / "val" / "class 3" / "0.png").write_bytes(b"damaged")
-    code, out, err = run(capsys, folder / "converted.safetensors", "--dataset", tmp_path, *options)
+    code, out, err = run_command(capsys, evaluate, folder / "converted.safetensors", "--dataset", tmp_path, *options)
     assert (code, out) == (1, "")
     assert str(tmp_path / "val" / "class 3" / "0.png") in err[-1]
 
@@ -142,8 +132,8 @@ def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, t
     for name in ("a", "b"):
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "test" / name / "0.png")
-    code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", tmp_path)
+    code, _, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--dataset", tmp_path)
     assert (code, err) == (1, [f"evaluate: {folder / 'trained.safetensors'} has 10 classes, but {tmp_path} has 2"])
-    code, _, err = run(capsys, folder / "trained.safetensors", "--dataset", "cifar11")
+    code, _, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--dataset", "cifar11")
     assert code == 2
     assert err == ["evaluate: --dataset cifar11 is neither cifar10, cifar100, digits nor a folder (see --help)"]

@@ -1,10 +1,7 @@
 """``python -m flax_shufflenet.export``: the file is what its help says, and the same net."""
 
 import json
-import sys
 import zipfile
-from pathlib import Path
-from unittest.mock import patch
 
 import jax.export
 import jax.numpy as jnp
@@ -13,16 +10,10 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet import command_line, export
+from flax_shufflenet import export
+from tests.command_tools import run_command
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-
-
-def run(capsys, *arguments: str | Path) -> tuple[int, str, list[str]]:
-    with patch.object(sys, "argv", ["export", *map(str, arguments)]):
-        code = command_line.run("export", export.Options, export.export)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,7 @@ def net(tmp_path_factory):
 
 def test_the_file_holds_the_net_for_every_platform_and_batch(net, tmp_path, capsys):
     model, path = net
-    code, out, err = run(capsys, path, "-o", tmp_path / "net.exported.zip")
+    code, out, err = run_command(capsys, export, path, "-o", tmp_path / "net.exported.zip")
     assert (code, err) == (0, [])
     assert "uint8 [n, 16, 16, 3]" in out
 
@@ -53,7 +44,7 @@ def test_the_file_holds_the_net_for_every_platform_and_batch(net, tmp_path, caps
     expected = np.asarray(model(jnp.asarray((images / 255 - MEAN) / STD, jnp.float32)))
     np.testing.assert_allclose(program.call(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
-    code, _, err = run(capsys, path, "-o", tmp_path / "net.exported.zip")
+    code, _, err = run_command(capsys, export, path, "-o", tmp_path / "net.exported.zip")
     assert code == 1
     assert len(err) == 1
     assert "net.exported.zip exists: name another --output" in err[0]
@@ -71,7 +62,7 @@ def test_a_program_that_differs_is_not_written(net, tmp_path, capsys, monkeypatc
         return altered
 
     monkeypatch.setattr(fs, "fuse", fuse_altered)
-    code, out, err = run(capsys, path, "-o", tmp_path / "net.zip", "--platforms", "cpu")
+    code, out, err = run_command(capsys, export, path, "-o", tmp_path / "net.zip", "--platforms", "cpu")
     assert (code, out) == (1, "")
     assert "nothing was written" in err[0]
     assert list(tmp_path.iterdir()) == []
@@ -86,13 +77,13 @@ def test_a_program_that_differs_is_not_written(net, tmp_path, capsys, monkeypatc
     ],
 )
 def test_what_is_wrong_is_one_line(net, capsys, arguments, code, said):
-    found, out, err = run(capsys, net[1], *arguments)
+    found, out, err = run_command(capsys, export, net[1], *arguments)
     assert (found, out, len(err)) == (code, "", 1)
     assert said in err[0]
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs a machine without an accelerator")
 def test_a_program_that_cannot_be_checked_here_is_refused(net, tmp_path, capsys):
-    code, _, err = run(capsys, net[1], "-o", tmp_path / "net.zip", "--platforms", "tpu")
+    code, _, err = run_command(capsys, export, net[1], "-o", tmp_path / "net.zip", "--platforms", "tpu")
     assert code == 2
     assert err == ["export: --platforms tpu: none of them is here to check the program on; add cpu (see --help)"]

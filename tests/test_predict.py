@@ -1,9 +1,7 @@
 """``python -m flax_shufflenet.predict``, and what it knows of image files and of a net's images."""
 
 import json
-import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +10,10 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import command_line, images, predict
+from flax_shufflenet import images, predict
 from flax_shufflenet.pixel_net import of_pixels
 from flax_shufflenet.preprocessing import expected_by
+from tests.command_tools import run_command
 
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -41,10 +40,8 @@ def save_net(path: Path, metadata: dict[str, str] = METADATA, **fields) -> fs.Sh
 
 
 def run(capsys, *arguments: str | Path) -> tuple[int, list[str], list[str]]:
-    with patch.object(sys, "argv", ["predict", *map(str, arguments)]):
-        code = command_line.run("predict", predict.Options, predict.predict)
-    captured = capsys.readouterr()
-    return code, captured.out.splitlines(), captured.err.splitlines()
+    code, out, err = run_command(capsys, predict, *arguments)
+    return code, out.splitlines(), err
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

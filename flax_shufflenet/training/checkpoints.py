@@ -80,8 +80,8 @@ class Checkpoints:
         """The newest checkpoint that is whole; None where there is none at all.
 
         ``template`` is a state of the shapes, dtypes and places to restore to. ``check`` sees the record first, and
-        raises what it finds wrong with it. A damaged checkpoint is told to ``say`` and left out; once an older one
-        has been read instead, it is removed: going on from there makes it again.
+        raises a TrainingError for what it finds wrong with it. A damaged checkpoint is told to ``say`` and left out;
+        once an older one has been read instead, it is removed: going on from there makes it again.
 
         Raises:
             TrainingError: there are checkpoints, but none of them can be read.
@@ -92,20 +92,14 @@ class Checkpoints:
             try:
                 record = self._restore_item(step, "record", self._args.JsonRestore())
                 checksum, best_step, run = record["checksum"], record["best_step"], record["run"]
-            except PermissionError:
-                raise
-            except Exception as error:  # whatever damage makes the readers stumble over
-                damaged.append((step, textwrap.shorten(one_line(error), 100, placeholder=" ...")))
-                continue
-            check(run)
-            try:
+                check(run)
                 abstract = jax.tree.map(_shape, template)
                 state = self._restore_item(step, "state", self._args.StandardRestore(abstract))
                 if _checksum(state) != checksum:
                     raise ValueError("its checksum is wrong")
-            except PermissionError:
+            except (PermissionError, TrainingError):
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever damage makes the readers stumble over
                 damaged.append((step, textwrap.shorten(one_line(error), 100, placeholder=" ...")))
                 continue
             for other, reason in damaged:

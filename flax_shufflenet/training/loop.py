@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -182,6 +183,7 @@ def _epochs(
             last = epoch * program.steps_per_epoch
             first = max(start.step, last - program.steps_per_epoch) + 1
             order = program.order(epoch)
+            learning_rate = program.learning_rate(last)
             totals = EpochTotals(config.batch_size, epoch, config.epochs, sums)
             pending = collections.deque()
             for number in range(first, last + 1):
@@ -197,19 +199,7 @@ def _epochs(
                     keep(number, totals.sums)
                     _end_if_interrupted(signal_number, number, program, saved)
 
-            images_per_second = totals.images_per_second()
-            evaluation = program.evaluate(state)
-            record = {
-                "epoch": epoch,
-                "step": last,
-                "learning_rate": program.learning_rate(last),
-                "train_loss": totals.loss,
-                "train_accuracy": totals.accuracy,
-                "test_loss": evaluation.loss,
-                "test_accuracy": evaluation.accuracy,
-                "images_per_second": images_per_second,
-                "seconds": totals.seconds,
-            }
+            record, evaluation = totals.finish(last, learning_rate, functools.partial(program.evaluate, state))
             if config.ema:
                 raw = program.evaluate_raw(state)
                 record |= {"raw_test_loss": raw.loss, "raw_test_accuracy": raw.accuracy}

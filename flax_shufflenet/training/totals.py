@@ -2,10 +2,12 @@
 
 import math
 import time
-from typing import TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import jax
 
+from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.step import StepMetrics
 
 
@@ -24,6 +26,7 @@ class EpochTotals:
     def __init__(self, batch_size: int, epoch: int, epochs: int, sums: Sums | None = None) -> None:
         sums = sums or Sums(steps=0, loss=0.0, correct=0, seconds=0.0)
         self.title = f"epoch {epoch}/{epochs}"
+        self._epoch = epoch
         self._batch_size = batch_size
         self._started = time.perf_counter() - sums["seconds"]
         self._steps, self._loss, self._correct = sums["steps"], sums["loss"], sums["correct"]
@@ -59,6 +62,28 @@ class EpochTotals:
 
     def images_per_second(self) -> float:
         return self._steps * self._batch_size / self.seconds
+
+    def finish(
+        self, step: int, learning_rate: float, evaluate: Callable[[], Evaluation]
+    ) -> tuple[dict[str, Any], Evaluation]:
+        """The epoch's line in the metrics, and the test result in it; ``step`` and its ``learning_rate`` are the last.
+
+        The speed is that of training alone; the seconds have the evaluation in them.
+        """
+        images_per_second = self.images_per_second()
+        evaluation = evaluate()
+        record = {
+            "epoch": self._epoch,
+            "step": step,
+            "learning_rate": learning_rate,
+            "train_loss": self.loss,
+            "train_accuracy": self.accuracy,
+            "test_loss": evaluation.loss,
+            "test_accuracy": evaluation.accuracy,
+            "images_per_second": images_per_second,
+            "seconds": self.seconds,
+        }
+        return record, evaluation
 
     def figures(self) -> str:
         """For the progress bar."""

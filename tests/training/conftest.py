@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from flax_shufflenet.training import cifar
-from flax_shufflenet.training.data import Dataset
+from tests.training.random_data import random_dataset
 
 IMAGES_PER_FILE = 7
 
@@ -70,25 +70,12 @@ def cache_home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def small_dataset():
-    """21 training and 10 test images of 8x8 random pixels, 3 classes."""
-    rng = np.random.default_rng(1)
-    return Dataset(
-        name="digits",
-        source="random numbers",
-        train_images=rng.integers(0, 256, (21, 8, 8, 3), dtype=np.uint8),
-        train_labels=rng.integers(0, 3, 21).astype(np.int32),
-        test_images=rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8),
-        test_labels=rng.integers(0, 3, 10).astype(np.int32),
-        class_names=("a", "b", "c"),
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.25, 0.3),
-        flip=True,
-    )
+    return random_dataset(21)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def interrupts_reach_this_process():
-    """A shell's background job ignores interrupts; tests of interrupted runs need them there too."""
+    """A shell's background job ignores interrupts; interrupted runs in tests need them, in children too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -18,35 +18,19 @@ from benchmarks.curve import train_curve
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
+from tests.training.random_data import random_dataset
 
 ARCHITECTURE = Architecture(
     stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3, dropout=0.1
 )
+TRAIN_IMAGES = 48
 RECIPE = {"batch_size": 24, "epochs": 3, "learning_rate": 0.05, "random_erasing": 0.5, "ema": 0.9}
-
-
-def random_dataset() -> Dataset:
-    """48 training and 10 test images of 8x8: a test set that no number of devices divides."""
-    rng = np.random.default_rng(1)
-    return Dataset(
-        name="digits",
-        source="random numbers",
-        train_images=rng.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8),
-        train_labels=rng.integers(0, 3, 48).astype(np.int32),
-        test_images=rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8),
-        test_labels=rng.integers(0, 3, 10).astype(np.int32),
-        class_names=("a", "b", "c"),
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.25, 0.3),
-        flip=True,
-    )
 
 
 def run(config: Config, mesh: jax.sharding.Mesh | None) -> dict:
     model = ShuffleNetV2(ARCHITECTURE, dtype=jnp.float64, rngs=nnx.Rngs(0))
     model.classifier.kernel[...] *= 100  # so that the loss depends on all of the net
-    curve = train_curve(model, config, random_dataset(), mesh)
+    curve = train_curve(model, config, random_dataset(TRAIN_IMAGES), mesh)
     return {
         "losses": curve.losses,
         "state": np.concatenate([leaf.ravel() for leaf in curve.state]).tolist(),

@@ -40,13 +40,9 @@ def one_line_of(result):
 
 
 def started(*arguments):
-    # A shell's background job ignores interrupts and passes that on; this process's child shall not.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, str(TRAIN), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    signal.signal(signal.SIGINT, before)
-    return process
 
 
 def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_accuracy(tmp_path, cache_home):

@@ -15,22 +15,14 @@ import pytest
 from jax.sharding import Mesh
 
 from benchmarks.collectives import Collectives, count_collectives
+from benchmarks.devices import PATIENCE, free_port
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 6  # not a power of two, and it divides neither the test images nor the kernels' blocks
 
-# Devices that share few cores wait long for one another; and optimising would take longer than it saves.
-XLA_FLAGS = (
-    "--xla_backend_optimization_level=0 "
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-)
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
+XLA_FLAGS = f"--xla_backend_optimization_level=0 {PATIENCE}"  # optimising would take longer than it saves
 
 
 def start(*arguments, device_count=1):
