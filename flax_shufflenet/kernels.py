@@ -121,7 +121,8 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
 
     XLA's CPU backend writes out what it is to sum and reads it again. Here blocks of rows are added up in the same
     pass that computes them. Adding up blocks of blocks also keeps the float32 error at PyTorch's, which adds up in
-    blocks too; the last few rows are left to a matrix product.
+    blocks too; the last few rows are left to a matrix product. One row alone must not be left: its product would be
+    none, and XLA would add the blocks up again for every value of the images that the sum is used for.
     """
 
     def in_blocks(*images: Images) -> Float[Array, " c"]:
@@ -132,7 +133,10 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
         # Neighbours are added up, and each device's rows apart, so that a divided batch stays divided.
         parts = max(1, jax.sharding.get_abstract_mesh().size)
         parts = parts if len(sums) % parts == 0 else 1
-        while (rows := len(sums) // parts) > _FEW_ROWS and (count := _block_count(rows, _MOST_BLOCKS)) > 1:
+        while (rows := len(sums) // parts) > _FEW_ROWS:
+            count = _block_count(rows, min(_MOST_BLOCKS, rows - 1))
+            if count == 1:
+                break
             neighbours = sums.reshape(-1, count, sums.shape[-1])
             sums = _sum(neighbours[:, i] for i in range(count))
         return jnp.dot(jnp.ones(len(sums), sums.dtype), sums)

@@ -1,5 +1,6 @@
 """The formulations for CPU against XLA's own convolution: values and both gradients, in float64 to 1e-12."""
 
+import re
 from functools import partial
 
 import jax
@@ -107,9 +108,72 @@ def test_linear_is_the_matrix_product(features: int) -> None:
     np.testing.assert_allclose(y, x @ kernel, rtol=0, atol=1e-12 * np.abs(x @ kernel).max())
 
 
-def test_batch_norm_gradients_include_those_through_its_statistics() -> None:
+# Sums over few rows, many, and numbers of rows that blocks divide well, badly and not at all.
+SHAPES = [(2, 3, 4, 5), (64, 16, 16, 3), (5, 33, 47, 2), (1, 1, 1031, 1), (128, 4, 4, 2)]
+
+
+def batch_norm_inputs(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     random = np.random.default_rng(0)
-    x, scale, bias = (jnp.asarray(random.standard_normal(shape)) for shape in ((2, 3, 4, 5), 5, 5))
-    check_grads(
-        jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, False)), (x, scale, bias), order=1, modes=["rev"]
+    return tuple(jnp.asarray(random.standard_normal(s) + 0.5) for s in (shape, shape[-1], shape[-1]))
+
+
+def plain_batch_norm(x, scale, bias, epsilon, relu):
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    y = (x - mean) / jnp.sqrt(var + epsilon) * scale + bias
+    return jnp.maximum(y, 0) if relu else y, mean, var
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm_is_the_plain_one(shape: tuple[int, ...], relu: bool) -> None:
+    inputs = batch_norm_inputs(shape)
+    ours, pull_back = jax.vjp(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, relu), *inputs)
+    theirs, expected_pull_back = jax.vjp(lambda *inputs: plain_batch_norm(*inputs, 1e-5, relu), *inputs)
+    random = np.random.default_rng(1)
+    cotangents = tuple(jnp.asarray(random.standard_normal(y.shape)) for y in ours)
+    pairs = zip((*ours, *pull_back(cotangents)), (*theirs, *expected_pull_back(cotangents)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_gradients_include_those_through_its_statistics(relu: bool) -> None:
+    norm = jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, relu))
+    check_grads(norm, batch_norm_inputs((2, 3, 4, 5)), order=1, modes=["rev"])
+
+
+def test_batch_norm_means_the_same_under_vmap_and_scan() -> None:
+    x, scale, bias = batch_norm_inputs((64, 5, 7, 3))
+    xs = jnp.stack([x, -2 * x, x[::-1]])
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sin(kernels.batch_norm(x, scale, bias, 1e-5, True)[0]).sum())(x)
+
+    expected = jnp.stack([gradient(each) for each in xs])
+    tolerances = {"rtol": 0, "atol": 1e-12 * float(jnp.abs(expected).max())}
+    np.testing.assert_allclose(jax.vmap(gradient)(xs), expected, **tolerances)
+    _, scanned = jax.lax.scan(lambda carry, each: (carry, gradient(each)), None, xs)
+    np.testing.assert_allclose(scanned, expected, **tolerances)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_depthwise_kernel_gradient_over_many_rows(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    channels = shape[-1]
+    x, dy, kernel = (jnp.asarray(random.standard_normal(s)) for s in (shape, shape, (3, 3, 1, channels)))
+    ours, theirs = (
+        jax.vjp(partial(conv, x, stride=1, groups=channels), kernel)[1](dy)[0] for conv in (kernels.conv2d, native)
     )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("batch", [16, 31, 64, 100, 128, 256, 512])
+@pytest.mark.parametrize("side", [4, 8, 16, 32])
+def test_sums_end_in_a_product_of_several_rows(batch: int, side: int) -> None:
+    """A product of one row is none: XLA then adds up again for every value that the sum is used for."""
+    norm = jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, True))
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, side, side, 24), (24,), (24,))]
+    program = norm.trace(*shapes).lower(lowering_platforms=("cpu",)).as_text()
+    rows = [int(rows) for rows in re.findall(r"dot_general .*: \(tensor<(\d+)xf32>", program)]
+    assert rows or batch * side**2 <= 1024
+    assert all(count >= 2 for count in rows)
