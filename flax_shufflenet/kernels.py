@@ -24,7 +24,7 @@ Kernel = Float[Array, "kh kw cin cout"]
 # _FEW_ROWS are left; see _sum_over_images.
 _MANY_ROWS = 1024
 _MOST_BLOCKS = 16
-_FEW_ROWS = 8
+_FEW_ROWS = 64
 
 # Up to this many input channels, one fusion of scalar-times-vector products beats XLA's convolution on CPU.
 _FEW_CHANNELS = 4
@@ -193,9 +193,12 @@ def _linear_in_blocks(x, kernel):
 # --- depthwise: k*k shifted slices ("taps"), each times one vector of channels
 
 
+def _pad(x, margin):
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
 def _pad_same(x, kernel):
-    pad = (kernel.shape[0] - 1) // 2
-    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return _pad(x, (kernel.shape[0] - 1) // 2)
 
 
 def _taps(padded, kernel, stride, out_height, out_width):
@@ -217,17 +220,24 @@ def _depthwise(x, kernel, *, stride):
     return _sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
 
 
+def _gradient_margin(kernel, stride):
+    """How many zeros both gradients pad dy with: as many as the taps reach beyond it; alike, so that XLA pads once."""
+    return (kernel.shape[0] - 1) // 2 if stride == 1 else kernel.shape[0]
+
+
 def _depthwise_input_gradient(x, kernel, dy, *, stride):
-    flipped = kernel[::-1, ::-1]
     if stride == 1:
-        return _depthwise(dy, flipped, stride=1)
+        # What batch normalisation wants three times over, XLA would compute three times. It does not look into a
+        # branch, so the outcome of one is written out, once. Both are the same; the condition does not matter.
+        gradient = partial(_depthwise, stride=1)
+        return lax.cond(kernel[0, 0, 0, 0] < 0, gradient, gradient, dy, kernel[::-1, ::-1])
     # Input row r receives output row o through kernel row i = r + pad - stride * o: rows of one residue
     # modulo the stride always meet the same kernel rows, so each residue is a small dense gather of dy,
     # and the residues are interleaved. A scatter into zeros would be several times slower.
     side, pad = kernel.shape[0], (kernel.shape[0] - 1) // 2
     height, width = x.shape[1:3]
-    margin = side  # more than any tap reaches beyond dy
-    padded = jnp.pad(dy, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    margin = _gradient_margin(kernel, stride)
+    padded = _pad(dy, margin)
     wide = kernel.astype(_accumulator(kernel.dtype))
     out_height, out_width = (-(-height // stride), -(-width // stride))
 
@@ -254,9 +264,23 @@ def _depthwise_input_gradient(x, kernel, dy, *, stride):
 
 
 def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
+    # The backward of batch normalisation, of which dy is the outcome, would be computed again for each tap. Where a
+    # tap also takes in a border column of zeros, XLA writes the padded dy out instead.
+    height, width = dy.shape[1:3]
+    margin = _gradient_margin(kernel, stride)
+    padded, padded_dy = _pad_same(x, kernel), _pad(dy, margin)
     wide = _accumulator(dy.dtype)
-    taps = _taps(_pad_same(x, kernel), kernel, stride, *dy.shape[1:3])
-    sums = [_sum_over_images(lambda tap, dy: tap * dy.astype(wide), tap, dy) for _, tap in taps]
+
+    def tap_sum(i, j):
+        start = -1 if margin and j >= stride else 0
+        stop = width + 1 if margin and j + stride * width < padded.shape[2] else width
+        rows = slice(i, i + (height - 1) * stride + 1, stride)
+        columns = slice(j + start * stride, j + (stop - 1) * stride + 1, stride)
+        gradient = padded_dy[:, margin : margin + height, margin + start : margin + stop]
+        return _sum_over_images(lambda tap, dy: tap * dy.astype(wide), padded[:, rows, columns], gradient)
+
+    side = kernel.shape[0]
+    sums = [tap_sum(i, j) for i in range(side) for j in range(side)]
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
