@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, command_line: Sequence[str]) -> None:
 
     console = Console(highlight=False, soft_wrap=True, width=report.page_width())
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
-    heading, machine = report.heading(arguments.rounds), report.hardware()
+    heading, machine = report.heading(f"{arguments.rounds} rounds"), report.hardware()
     console.print(heading)
     results: list[harness.Result] = []
     with tempfile.TemporaryDirectory() as name:

@@ -42,11 +42,23 @@ def make_train_step(network: Functional, optimizer: optax.GradientTransformation
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), statistics
 
         (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
+        with jax.named_scope("update"):
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+            parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
         return TrainState(parameters, statistics, optimizer_state), loss
 
     return jax.jit(step, donate_argnums=0)
+
+
+def make_training(model: nnx.Module) -> tuple[jax.stages.Wrapped, TrainState]:
+    """The train step of a net, and the state that it starts from, which the step may give away."""
+    model.train()
+    network, parameters, statistics = split(model)
+    optimizer = make_optimizer()
+    state = TrainState(parameters, statistics, optimizer.init(parameters))
+    # Copies of its own: what a step gives away must not be two leaves at once.
+    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    return make_train_step(network, optimizer), state
 
 
 def make_forward(network: Functional) -> jax.stages.Wrapped:
@@ -85,20 +97,15 @@ def _steps(case: Case, model: nnx.Module) -> Program:
 
         return compile_forward
 
-    model.train()
-    network, parameters, statistics = split(model)
-    optimizer = make_optimizer()
-    state = TrainState(parameters, statistics, optimizer.init(parameters))
-    # Copies of its own: what a step gives away must not be two leaves at once.
-    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    train_step, state = make_training(model)
 
     def compile_step() -> list:
-        train_step = make_train_step(network, optimizer).lower(state, images, labels).compile()
+        compiled = train_step.lower(state, images, labels).compile()
         latest = state
 
         def step() -> float:
             nonlocal latest
-            latest, loss = train_step(latest, images, labels)
+            latest, loss = compiled(latest, images, labels)
             jax.block_until_ready(latest)
             return float(loss)
 

@@ -50,12 +50,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def heading(rounds: int) -> str:
+def heading(measured: str) -> str:
+    """What ran on what; ``measured`` is how often, such as "7 rounds"."""
     machine = hardware()
+    vectors = "AVX-512" if "avx512f" in machine["vector_extensions"] else "no AVX-512"
     shown = ", ".join(f"{name} {number}" for name, number in versions().items())
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {settings.THREADS} threads each, "
-        f"load {machine['load']:.2f} at the start; {rounds} rounds, float32, "
+        f"{machine['cpu']} ({vectors}), {machine['cores']} cores, {settings.THREADS} threads each, "
+        f"load {machine['load']:.2f} at the start; {measured}, float32, "
         f"images of {IMAGE_SIDE}x{IMAGE_SIDE}\n{shown}"
     )
 

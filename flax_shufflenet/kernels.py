@@ -42,8 +42,9 @@ def conv2d(x: Images, kernel: Kernel, *, stride: int = 1, groups: int = 1) -> Fl
 
 
 class _Formulation(NamedTuple):
-    """A convolution and its two gradients, as functions of (x, kernel, [dy,] stride)."""
+    """A convolution and its two gradients, as functions of (x, kernel, [dy,] stride); the name is for profiles."""
 
+    name: str
     forward: Callable
     input_gradient: Callable
     kernel_gradient: Callable
@@ -51,11 +52,11 @@ class _Formulation(NamedTuple):
 
 def _cpu_formulation(x, kernel, stride, groups) -> _Formulation | None:
     if groups == 1 and kernel.shape[:2] == (1, 1) and stride == 1:
-        return _Formulation(_pointwise, _pointwise_input_gradient, _pointwise_kernel_gradient)
+        return _Formulation("pointwise", _pointwise, _pointwise_input_gradient, _pointwise_kernel_gradient)
     if groups == x.shape[-1] == kernel.shape[-1]:
-        return _Formulation(_depthwise, _depthwise_input_gradient, _depthwise_kernel_gradient)
+        return _Formulation("depthwise", _depthwise, _depthwise_input_gradient, _depthwise_kernel_gradient)
     if groups == 1 and x.shape[-1] <= _FEW_CHANNELS:
-        return _Formulation(_few_channels, _few_channels_input_gradient, _few_channels_kernel_gradient)
+        return _Formulation("stem", _few_channels, _few_channels_input_gradient, _few_channels_kernel_gradient)
     return None
 
 
@@ -65,7 +66,8 @@ def _conv2d(x, kernel, stride, groups):
     on_cpu = _cpu_formulation(x, kernel, stride, groups)
     if on_cpu is None:
         return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(on_cpu.forward, stride=stride), default=native)
+    with jax.named_scope(on_cpu.name):
+        return lax.platform_dependent(x, kernel, cpu=partial(on_cpu.forward, stride=stride), default=native)
 
 
 def _conv2d_forward(x, kernel, stride, groups):
@@ -83,10 +85,10 @@ def _conv2d_backward(stride, groups, residuals, dy):
         return native_gradients(x, kernel, dy)
 
     def cpu_gradients(x, kernel, dy):
-        return (
-            on_cpu.input_gradient(x, kernel, dy, stride=stride),
-            on_cpu.kernel_gradient(x, kernel, dy, stride=stride),
-        )
+        with jax.named_scope(f"{on_cpu.name} input gradient"):
+            dx = on_cpu.input_gradient(x, kernel, dy, stride=stride)
+        with jax.named_scope(f"{on_cpu.name} kernel gradient"):
+            return dx, on_cpu.kernel_gradient(x, kernel, dy, stride=stride)
 
     return lax.platform_dependent(x, kernel, dy, cpu=cpu_gradients, default=native_gradients)
 
@@ -338,12 +340,14 @@ def inverse_std(var: Float[Array, " c"], epsilon: float) -> Float[Array, " c"]:
 
 def _normalise(x, scale, bias, epsilon, relu):
     count = x.size // x.shape[-1]
-    mean = _sum_over_images(lambda x: x.astype(scale.dtype), x) / count
-    var = _sum_over_images(lambda x: jnp.square(x.astype(scale.dtype) - mean), x) / count
-    inverse = inverse_std(var, epsilon)
-    y = (x.astype(scale.dtype) - mean) * (scale * inverse) + bias
-    y = jax.nn.relu(y) if relu else y
-    return y.astype(x.dtype), mean, var, inverse
+    with jax.named_scope("batch statistics"):
+        mean = _sum_over_images(lambda x: x.astype(scale.dtype), x) / count
+        var = _sum_over_images(lambda x: jnp.square(x.astype(scale.dtype) - mean), x) / count
+        inverse = inverse_std(var, epsilon)
+    with jax.named_scope("normalisation"):
+        y = (x.astype(scale.dtype) - mean) * (scale * inverse) + bias
+        y = jax.nn.relu(y) if relu else y
+        return y.astype(x.dtype), mean, var, inverse
 
 
 def _batch_norm_forward(x, scale, bias, epsilon, relu):
@@ -362,13 +366,15 @@ def _batch_norm_backward(epsilon, relu, residuals, cotangents):
         centred, gradient = x.astype(scale.dtype) - mean, dy.astype(scale.dtype)
         return centred, jnp.where(centred * factor + bias > 0, gradient, 0) if relu else gradient
 
-    dbias = _sum_over_images(lambda x, dy: centred_and_gradient(x, dy)[1], x, dy)
-    dscale = _sum_over_images(lambda x, dy: operator.mul(*centred_and_gradient(x, dy)), x, dy) * inverse
-    per_centred = (2 * dvar - factor * inverse * dscale) / count
-    per_value = (dmean - factor * dbias) / count
-    centred, gradient = centred_and_gradient(x, dy)
-    dx = gradient * factor + centred * per_centred + per_value
-    return dx.astype(x.dtype), dscale, dbias
+    with jax.named_scope("batch statistics gradient"):
+        dbias = _sum_over_images(lambda x, dy: centred_and_gradient(x, dy)[1], x, dy)
+        dscale = _sum_over_images(lambda x, dy: operator.mul(*centred_and_gradient(x, dy)), x, dy) * inverse
+        per_centred = (2 * dvar - factor * inverse * dscale) / count
+        per_value = (dmean - factor * dbias) / count
+    with jax.named_scope("normalisation gradient"):
+        centred, gradient = centred_and_gradient(x, dy)
+        dx = gradient * factor + centred * per_centred + per_value
+        return dx.astype(x.dtype), dscale, dbias
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

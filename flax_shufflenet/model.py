@@ -19,12 +19,20 @@ OtherMap = Float[Array, "n oh ow oc"]
 def channel_shuffle(x: FeatureMap, groups: int) -> FeatureMap:
     """Interleaves ``groups`` runs of channels: [1 2 3 a b c] becomes [1 a 2 b 3 c] (paper, section 2)."""
     n, h, w, c = x.shape
-    return x.reshape(n, h, w, groups, c // groups).swapaxes(3, 4).reshape(n, h, w, c)
+    with jax.named_scope("shuffle"):
+        return x.reshape(n, h, w, groups, c // groups).swapaxes(3, 4).reshape(n, h, w, c)
 
 
 def channel_split(x: FeatureMap, first: int) -> tuple[Float[Array, "n h w first"], Float[Array, "n h w rest"]]:
     """The first ``first`` channels, and the rest (paper, figure 3c)."""
-    return x[..., :first], x[..., first:]
+    with jax.named_scope("split"):
+        return x[..., :first], x[..., first:]
+
+
+def channel_concat(left: Float[Array, "n h w left"], right: Float[Array, "n h w right"]) -> Float[Array, "n h w both"]:
+    """All channels of one branch, then all of the other (paper, figure 3)."""
+    with jax.named_scope("concat"):
+        return jnp.concatenate([left, right], axis=-1)
 
 
 def _pointwise(in_channels: int, out_channels: int, **options) -> ConvBN:
@@ -62,7 +70,7 @@ class BasicBlock(nnx.Module):
             # The inverse of interleaving g runs is interleaving c / g runs: even channels first, then odd.
             x = channel_shuffle(x, x.shape[-1] // self.groups)
         passed, x = channel_split(x, self.passed)
-        x = jnp.concatenate([passed, _chain(self.branch, x)], axis=-1)
+        x = channel_concat(passed, _chain(self.branch, x))
         return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
 
 
@@ -91,7 +99,7 @@ class DownBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> OtherMap:
-        x = jnp.concatenate([_chain(self.left, x), _chain(self.right, x)], axis=-1)
+        x = channel_concat(_chain(self.left, x), _chain(self.right, x))
         return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
 
 

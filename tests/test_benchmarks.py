@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from benchmarks import floor, summary
+from benchmarks import floor, profile, summary
 from benchmarks.case import Case
 from benchmarks.harness import Result
 from benchmarks.stock_flax import with_weights_of
+from flax_shufflenet import kernels
 from flax_shufflenet.functional import split
 from flax_shufflenet.weights import flat_arrays, from_arrays, shapes
 
@@ -107,6 +108,32 @@ def test_the_floor_multiplies_what_it_says():
     for product, a, b in zip(floor.products(case), ours, theirs, strict=True):
         assert a.shape == (product.m, product.n)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
+
+
+def test_a_profile_says_what_each_operation_belongs_to():
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+    scale = bias = jnp.ones(4)
+
+    def loss(kernel, scale):
+        y, _, _ = kernels.batch_norm(kernels.conv2d(x, kernel, groups=4), scale, bias, 1e-5, True)
+        return jnp.sum(y * x)
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(kernel, scale).compile().as_text()
+    found = profile.operations(program)
+    assert {"depthwise, gradient to the kernel", "batch normalisation, sums of the backward"} <= {
+        operation.part for operation in found.values()
+    }
+    times = [(name, 0.5) for name in found]
+    measured = profile.parts(found, times * 3, steps=3)
+    counted = [one for one in found.values() if one.kind not in ("call", "conditional", "while")]
+    assert sum(part.operations for part in measured.values()) == len(counted)
+    assert sum(part.seconds for part in measured.values()) == pytest.approx(0.5 * len(counted))
+
+
+def test_a_profile_counts_the_bytes_that_an_operation_reads_and_writes():
+    x = jnp.ones((100, 25))
+    program = jax.jit(lambda x, y: x * 2 + y).lower(x, x).compile().as_text()
+    assert max(operation.bytes for operation in profile.operations(program).values()) == 3 * x.nbytes
 
 
 def benchmarks(*arguments):
