@@ -74,6 +74,8 @@ def _conv2d_forward(x, kernel, stride, groups):
     return _conv2d(x, kernel, stride, groups), (x, kernel)
 
 
+# Traced once for all blocks of one shape, as conv2d and batch normalisation are: half of the time that tracing takes.
+@partial(jax.jit, static_argnums=(0, 1))
 def _conv2d_backward(stride, groups, residuals, dy):
     x, kernel = residuals
     on_cpu = _cpu_formulation(x, kernel, stride, groups)
@@ -338,6 +340,7 @@ def inverse_std(var: Float[Array, " c"], epsilon: float) -> Float[Array, " c"]:
     return estimate + estimate * (0.5 * (1 - var * estimate * estimate))
 
 
+@partial(jax.jit, static_argnums=(3, 4))
 def _normalise(x, scale, bias, epsilon, relu):
     count = x.size // x.shape[-1]
     with jax.named_scope("batch statistics"):
@@ -355,6 +358,7 @@ def _batch_norm_forward(x, scale, bias, epsilon, relu):
     return (y, mean, var), (x, scale, bias, mean, inverse)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _batch_norm_backward(epsilon, relu, residuals, cotangents):
     # Ioffe and Szegedy 2015, section 3.
     x, scale, bias, mean, inverse = residuals

@@ -88,9 +88,10 @@ class BatchNorm(nnx.Module):
 
     def _track(self, mean: Float[Array, " c"], unbiased_var: Float[Array, " c"]) -> None:
         mean, unbiased_var = jax.lax.stop_gradient((mean, unbiased_var))
-        self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
-        self.var[...] = (1 - self.momentum) * self.var[...] + self.momentum * unbiased_var
-        self.num_batches_tracked[...] += 1
+        # Assigning to [...] compares shardings first, which takes a fifth of the time to trace a train step.
+        self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
+        self.var.set_value((1 - self.momentum) * self.var[...] + self.momentum * unbiased_var)
+        self.num_batches_tracked.set_value(self.num_batches_tracked[...] + 1)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Lets ``nnx.view(model, use_running_average=...)`` switch this layer."""
