@@ -24,11 +24,12 @@ def count_collectives(program: str) -> dict[str, Collectives]:
     found: dict[str, Collectives] = {}
     for shape, kind in _COLLECTIVE.findall(program):
         before = found.get(kind, Collectives(0, 0))
-        found[kind] = Collectives(before.number + 1, before.bytes + _bytes(shape))
+        found[kind] = Collectives(before.number + 1, before.bytes + array_bytes(shape))
     return found
 
 
-def _bytes(shape: str) -> int:
+def array_bytes(shape: str) -> int:
+    """Of the arrays in a shape as HLO writes it, such as ``(f32[8,4]{1,0}, pred[])``."""
     total = 0
     for dtype, bits, sides in _ARRAY.findall(shape):
         size = 1 if dtype == "pred" else int(bits) // 8

@@ -10,18 +10,19 @@ import argparse
 import collections
 import os
 import re
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import settings
+from benchmarks.collectives import array_bytes
+from benchmarks.worker import median_seconds
 from flax_shufflenet.training.allocator import restart_with_fast_malloc
 
 _STEPS = 8
+_SECONDS = 0.3  # for each product and the copy; ten times as long for the step
 _PRODUCTS = "pointwise"
 _SCOPES = {
     "pointwise": "pointwise, forward",
@@ -44,12 +45,8 @@ _SCOPES = {
 _REST = "all else"
 _ORDER = [*dict.fromkeys(_SCOPES.values()), _REST]
 
-# A computation of the program, and an operation of one: its name, result, kind, operands, and what follows.
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# An operation's name, result, kind, operands, and what follows.
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
-_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+))\[([\d,]*)\]")
-
-
 _CALLS = ("call", "conditional", "while")
 """They take the time of the operations that they run, which are counted themselves."""
 
@@ -71,17 +68,15 @@ class Part(NamedTuple):
 
 
 def operations(program: str) -> dict[str, Operation]:
-    """The operations of an optimised HLO program (``compiled.as_text()``), by name."""
+    """The operations of an optimised HLO program (``compiled.as_text()``), by name; no two of it have the same."""
     found: dict[str, Operation] = {}
     results: dict[str, int] = {}
     for line in program.splitlines():
-        if _COMPUTATION.match(line):
-            results = {}
         match = _OPERATION.match(line)
         if not match:
             continue
         name, result, kind, operands, more = match.groups()
-        results[name] = _bytes(result)
+        results[name] = array_bytes(result)
         read = sum(results.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
         source = re.search(r'op_name="([^"]*)"', more)
         found[name] = Operation(kind, _part(source.group(1) if source else ""), results[name] + read)
@@ -95,16 +90,6 @@ def _part(source: str) -> str:
         if name in _SCOPES:
             return _SCOPES[name]
     return _REST
-
-
-def _bytes(shape: str) -> int:
-    total = 0
-    for bits, sides in _ARRAY.findall(shape):
-        count = 1
-        for side in filter(None, sides.split(",")):
-            count *= int(side)
-        total += count * max(1, int(bits or 8) // 8)
-    return total
 
 
 def durations(folder: Path) -> Iterable[tuple[str, float]]:
@@ -135,15 +120,6 @@ def parts(program: Mapping[str, Operation], times: Iterable[tuple[str, float]], 
     return {name: part for name, part in found.items() if part.operations}
 
 
-def _median_seconds(call: Callable[[], object], calls: int = 12) -> float:
-    seconds = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
-
-
 def copy_speed() -> float:
     """Bytes a second, read and written, of adding one to 12 MB: a feature map of the first stage at batch 128."""
     import jax
@@ -151,7 +127,7 @@ def copy_speed() -> float:
 
     values = jnp.zeros(3 << 20, jnp.float32)
     add = jax.jit(lambda values: values + 1)
-    return 2 * values.nbytes / _median_seconds(lambda: add(values).block_until_ready(), 50)
+    return 2 * values.nbytes / median_seconds(lambda: add(values).block_until_ready(), _SECONDS)
 
 
 def _print(found: Mapping[str, Part], speed: float, products: float, wall: float) -> None:
@@ -192,7 +168,7 @@ def _measure(size: float, batch: int) -> None:
             state, _ = compiled(state, images, labels)
             jax.block_until_ready(state)
 
-        wall = _median_seconds(step)
+        wall = median_seconds(step, 10 * _SECONDS)
         with jax.profiler.trace(str(folder / "trace")):
             for _ in range(_STEPS):
                 step()
@@ -200,7 +176,7 @@ def _measure(size: float, batch: int) -> None:
         products = floor.seconds(
             case,
             [
-                [[_median_seconds(product) for product in build(case)()]]
+                [[median_seconds(product, _SECONDS) for product in build(case)()]]
                 for build in (floor.jax_products, floor.torch_products)
             ],
         )

@@ -71,13 +71,13 @@ def serve(connection: Connection, contender: str, case: Case, log: Path) -> None
         later = [[step() for step in steps] for _ in range(_WARM_UP_STEPS - 1)]
         connection.send(Warm(np.array([first, *later]) if len(steps) == 1 else None))
         while (budget := connection.recv()) is not None:
-            seconds = [_median_seconds(step, budget / len(steps)) for step in steps]
+            seconds = [median_seconds(step, budget / len(steps)) for step in steps]
             connection.send(Turn(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
     except Exception as error:
         connection.send(Failure(f"{type(error).__name__}: {error}"))
 
 
-def _median_seconds(step: Step, budget: float) -> float:
+def median_seconds(step: Step, budget: float) -> float:
     """Of as many calls as fill the budget, at least two. One before them does not count: it finds in the caches
     what another contender left there."""
     step()

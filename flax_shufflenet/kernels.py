@@ -205,13 +205,16 @@ def _pad_same(x, kernel):
     return _pad(x, (kernel.shape[0] - 1) // 2)
 
 
+def _every(start: int, count: int, stride: int) -> slice:
+    """``count`` rows or columns from ``start`` on."""
+    return slice(start, start + (count - 1) * stride + 1, stride)
+
+
 def _taps(padded, kernel, stride, out_height, out_width):
     """For each kernel position: the padded image's slice that this position is multiplied with."""
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            rows = slice(i, i + (out_height - 1) * stride + 1, stride)
-            columns = slice(j, j + (out_width - 1) * stride + 1, stride)
-            yield (i, j), padded[:, rows, columns, :]
+            yield (i, j), padded[:, _every(i, out_height, stride), _every(j, out_width, stride), :]
 
 
 def _output_size(x, stride):
@@ -225,7 +228,7 @@ def _depthwise(x, kernel, *, stride):
 
 
 def _gradient_margin(kernel, stride):
-    """How many zeros both gradients pad dy with: as many as the taps reach beyond it; alike, so that XLA pads once."""
+    """How many zeros both gradients pad dy with, no fewer than the taps reach beyond it; alike, so XLA pads once."""
     return (kernel.shape[0] - 1) // 2 if stride == 1 else kernel.shape[0]
 
 
@@ -278,10 +281,9 @@ def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
     def tap_sum(i, j):
         start = -1 if margin and j >= stride else 0
         stop = width + 1 if margin and j + stride * width < padded.shape[2] else width
-        rows = slice(i, i + (height - 1) * stride + 1, stride)
-        columns = slice(j + start * stride, j + (stop - 1) * stride + 1, stride)
+        tap = padded[:, _every(i, height, stride), _every(j + start * stride, stop - start, stride)]
         gradient = padded_dy[:, margin : margin + height, margin + start : margin + stop]
-        return _sum_over_images(lambda tap, dy: tap * dy.astype(wide), padded[:, rows, columns], gradient)
+        return _sum_over_images(lambda tap, dy: tap * dy.astype(wide), tap, gradient)
 
     side = kernel.shape[0]
     sums = [tap_sum(i, j) for i in range(side) for j in range(side)]
