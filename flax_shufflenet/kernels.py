@@ -22,7 +22,7 @@ Kernel = Float[Array, "kh kw cin cout"]
 
 # A sum over more than _MANY_ROWS values a channel adds up at most _MOST_BLOCKS at once on CPU, until no more than
 # _FEW_ROWS are left; see _sum_over_images.
-_MANY_ROWS = 1024
+_MANY_ROWS = 256
 _MOST_BLOCKS = 16
 _FEW_ROWS = 64
 
@@ -120,6 +120,14 @@ def _sum(terms: Iterable[Array]) -> Array:
     return reduce(operator.add, terms)
 
 
+def _pairwise_sum(terms: Iterable[Array]) -> Array:
+    """Neighbours first, then neighbours of these: with n terms, the rounding of log2(n) sums instead of n."""
+    sums = list(terms)
+    while len(sums) > 1:
+        sums = [_sum(sums[i : i + 2]) for i in range(0, len(sums), 2)]
+    return sums[0]
+
+
 def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array, " c"]:
     """``term(*images)``, an elementwise function, summed over n, h and w; its values have the accumulator's dtype.
 
@@ -132,7 +140,7 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
     def in_blocks(*images: Images) -> Float[Array, " c"]:
         count = _block_count(images[0].shape[1], _MOST_BLOCKS // 4)
         size = images[0].shape[1] // count
-        sums = _sum(term(*(x[:, i * size : (i + 1) * size] for x in images)) for i in range(count))
+        sums = _pairwise_sum(term(*(x[:, i * size : (i + 1) * size] for x in images)) for i in range(count))
         sums = sums.reshape(-1, sums.shape[-1])
         # Neighbours are added up, and each device's rows apart, so that a divided batch stays divided.
         parts = max(1, jax.sharding.get_abstract_mesh().size)
@@ -142,7 +150,7 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
             if count == 1:
                 break
             neighbours = sums.reshape(-1, count, sums.shape[-1])
-            sums = _sum(neighbours[:, i] for i in range(count))
+            sums = _pairwise_sum(neighbours[:, i] for i in range(count))
         return jnp.dot(jnp.ones(len(sums), sums.dtype), sums)
 
     def at_once(*images: Images) -> Float[Array, " c"]:
@@ -169,9 +177,22 @@ def _pointwise_input_gradient(x, kernel, dy, *, stride=1):
     return _pointwise(dy, kernel.swapaxes(2, 3))
 
 
+# A product adds up its thousands of rows one after the other; in parts of at least so many rows, float32 gradients
+# stay as exact as PyTorch's on any number of threads. More and smaller parts would make the products slower.
+_KERNEL_GRADIENT_PARTS = 4
+_ROWS_OF_A_PART = 128
+
+
 def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
-    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return jnp.dot(x.T, dy, preferred_element_type=_accumulator(dy.dtype)).astype(kernel.dtype)[None, None]
+    count = x.size // x.shape[-1]
+    # Each device's rows are parted on their own, so that a divided batch stays divided.
+    devices, parts = max(1, jax.sharding.get_abstract_mesh().size), _KERNEL_GRADIENT_PARTS
+    if count % (devices * parts) or count // (devices * parts) < _ROWS_OF_A_PART:
+        devices = parts = 1
+    x, dy = (each.reshape(devices, parts, -1, each.shape[-1]) for each in (x, dy))
+    products = jnp.einsum("dprc,dpre->dpce", x, dy, preferred_element_type=_accumulator(dy.dtype))
+    sums = _pairwise_sum(products[:, part] for part in range(parts))
+    return sums.sum(0).astype(kernel.dtype)[None, None]
 
 
 # --- linear: the classifier's matrix product
