@@ -12,7 +12,6 @@ collectives. As many convolutions as stock Flax has means that none of the CPU's
 """
 
 import argparse
-import collections
 import re
 import sys
 import time
@@ -30,6 +29,7 @@ from rich.table import Table
 
 import flax_shufflenet as fs
 from benchmarks.case import CLASSES, IMAGE_SIDE
+from benchmarks.collectives import Collectives, count_collectives, describe
 from benchmarks.jax_steps import TrainState, make_forward, make_optimizer, make_train_step
 from benchmarks.report import page_width
 from benchmarks.stock_flax import StockShuffleNetV2
@@ -58,7 +58,6 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 """
 
 _CONVOLUTION = re.compile(r" convolution\(|custom_call_target=\"__cudnn\$conv")
-_COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
 class Program(NamedTuple):
@@ -77,7 +76,7 @@ class Figures(NamedTuple):
     bytes_accessed: float | None
     temporary_bytes: int
     convolutions: int
-    collectives: dict[str, int]
+    collectives: dict[str, Collectives]
     compile_seconds: float
 
 
@@ -136,7 +135,7 @@ def compile_for(platform: str, program: Program) -> Figures:
         cost.get("bytes accessed"),
         memory.temp_size_in_bytes,
         len(_CONVOLUTION.findall(text)),
-        dict(collections.Counter(_COLLECTIVE.findall(text))),
+        count_collectives(text),
         seconds,
     )
 
@@ -169,13 +168,12 @@ def main() -> int:
 
 
 def _cells(figures: Figures) -> tuple[str, ...]:
-    collectives = ", ".join(f"{count} {name}" for name, count in figures.collectives.items())
     return (
         "-" if figures.flops is None else f"{figures.flops / 1e9:.1f}",
         "-" if figures.bytes_accessed is None else f"{figures.bytes_accessed / 1e9:.2f}",
         f"{figures.temporary_bytes / 1e6:,.0f}",
         str(figures.convolutions),
-        collectives or "none",
+        describe(figures.collectives),
         f"{figures.compile_seconds:.0f}",
     )
 

@@ -5,11 +5,7 @@ device. Random images of CIFAR's size and number; a train step is timed for as l
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 import flax_shufflenet as fs
+from benchmarks.worker import median_seconds
 from flax_shufflenet.training import allocator
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
@@ -47,18 +44,6 @@ def random_dataset() -> Dataset:
     )
 
 
-def median_seconds(call: Callable[[], Any]) -> float:
-    """Of calls that fill the time, at least three, after three that do not count."""
-    for _ in range(3):
-        call()
-    seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < _SECONDS:
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
 def measure(net_size: float, batch_size: int, dataset: Dataset) -> tuple[float, float]:
     """Images per second: of the input path alone, and of the whole train step."""
     config = Config(net_size=net_size, batch_size=batch_size)
@@ -66,7 +51,7 @@ def measure(net_size: float, batch_size: int, dataset: Dataset) -> tuple[float, 
     order = epoch_order(config.seed, 0, _IMAGES)
     batch = jax.jit(lambda step, images, labels, order: make_batch(step, images, labels, order, config, dataset))
     numbers = iter(range(10**9))
-    alone = median_seconds(lambda: jax.block_until_ready(batch(next(numbers), images, labels, order)))
+    alone = median_seconds(lambda: jax.block_until_ready(batch(next(numbers), images, labels, order)), _SECONDS)
 
     program = Program(fs.ShuffleNetV2(fs.seed(net_size, 10), rngs=nnx.Rngs(0)), config, dataset)
     program.compile()
@@ -77,7 +62,7 @@ def measure(net_size: float, batch_size: int, dataset: Dataset) -> tuple[float, 
         state, _ = program.step(state, order)
         jax.block_until_ready(state)
 
-    return batch_size / alone, batch_size / median_seconds(step)
+    return batch_size / alone, batch_size / median_seconds(step, _SECONDS)
 
 
 def main() -> int:

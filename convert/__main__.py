@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
+
+from flax_shufflenet.command_line import run
 
 LayoutName = Literal["seed", "kuangliu", "chenyaofo", "torchvision", "weiaicunzai", "megvii", "ericsun99", "mmpretrain"]
 
@@ -21,49 +23,79 @@ class Options:
     nothing is written.
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The checkpoint: .pt, .pth, .safetensors, TorchScript or .pt2."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Where to write. Default: beside the input, with the other format's ending."""
-    to: LayoutName | None = None
-    """Write a PyTorch state_dict in this layout. Default for a Flax net: the layout it came in."""
-    stem: Literal["cifar", "imagenet"] | None = None
-    """First layers, where the tensors cannot tell (torchvision's names): stride 1, or stride 2 and a max-pool.
-    Default: cifar for 10 or 100 classes, otherwise imagenet."""
+
+    output: Annotated[
+        Path | None,
+        arg(
+            aliases=["-o"],
+            metavar="FILE",
+            help_behavior_hint="(default: beside the input, with the other format's ending)",
+        ),
+    ] = None
+    """Where to write."""
+
+    to: Annotated[
+        LayoutName | None, arg(metavar="LAYOUT", help_behavior_hint="(default, for a Flax net: the layout it came in)")
+    ] = None
+    """Write a PyTorch state_dict in this layout: seed, kuangliu, chenyaofo, torchvision, weiaicunzai, megvii, ericsun99
+    or mmpretrain."""
+
+    stem: Annotated[
+        Literal["cifar", "imagenet"] | None,
+        arg(
+            metavar="{cifar,imagenet}", help_behavior_hint="(default: cifar for 10 or 100 classes, otherwise imagenet)"
+        ),
+    ] = None
+    """First layers, where the tensors cannot tell (torchvision's names): stride 1, or stride 2 and a max-pool."""
+
     use_ema: bool = False
     """Take the averaged weights that a trainer keeps beside the model."""
+
     backbone: bool = False
     """Take the backbone alone, without its head or the detector around it; the net then returns features."""
-    key: str | None = None
+
+    key: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the only net there is)")] = None
     """Take the net at this place in the file, where there are several."""
-    images: Path | None = None
-    """Compare the two nets on the images in this folder, instead of on noise."""
-    size: int | None = None
-    """Side of the images that an ONNX model takes. Default: as the net's file says, else 32, or 224 for an ImageNet
-    stem."""
-    report: Path | None = None
+
+    images: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: noise)")] = None
+    """Compare the two nets on the images in this folder."""
+
+    size: Annotated[
+        int | None,
+        arg(
+            metavar="PIXELS",
+            help_behavior_hint="(default: as the net's file says, else 32, or 224 for an ImageNet stem)",
+        ),
+    ] = None
+    """Side of the images that an ONNX model takes."""
+
+    report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Also write the certificate, with every layer's errors, to this Markdown file."""
-    plot: Path | None = None
+
+    plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Also draw every layer's errors to this PNG."""
+
     force: bool = False
     """Overwrite files that exist."""
 
 
-def main() -> int:
-    options = tyro.cli(Options, prog="python -m convert", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
-    # Torch and JAX take seconds to import, --help should not.
-    from convert.errors import ConvertError
-    from convert.job import run
+def convert(options: Options) -> int:
+    """Returns 0.
 
-    try:
-        run(options)
-    except ConvertError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 1
+    Raises:
+        ConvertError: nothing was written; the message is one line.
+    """
+    # Torch and JAX take seconds to import, --help should not.
+    from convert.job import run as run_job
+
+    run_job(options)
     return 0
+
+
+def main() -> int:
+    return run("python -m convert", Options, convert, interrupted="interrupted; nothing was written")
 
 
 if __name__ == "__main__":

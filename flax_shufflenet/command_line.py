@@ -94,10 +94,10 @@ def _is_rule(line: str) -> bool:
 def run(
     program: str, options: type[Options], job: Callable[[Options], int], *, interrupted: str = "interrupted"
 ) -> int:
-    """Runs a command, such as ``python -m flax_shufflenet.predict``, and returns its exit code: what ``job`` returns,
-    2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1 for any other error; errors
-    are one line on stderr."""
-    name = program.rpartition(".")[2]
+    """Runs a command, such as ``python -m flax_shufflenet.predict`` or ``python -m convert``, and returns its exit
+    code: what ``job`` returns, 2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1
+    for any other error; errors are one line on stderr."""
+    name = re.split("[ .]", program)[-1]
     try:
         code = job(parse(options, program, sys.argv[1:]))
         sys.stdout.flush()

@@ -158,7 +158,7 @@ def test_a_layout_that_cannot_hold_a_net_says_why(
     torch.save(random_state_dict(source, small_architecture(source)), tmp_path / "net.pt")
     outcome = run_convert(capsys, tmp_path / "net.pt", "--to", target)
     assert outcome.code == 1
-    assert outcome.err.startswith("error: ")
+    assert outcome.err.startswith("convert: ")
     assert outcome.err.count("\n") == 1
     assert f"the {target} layout cannot hold this net: {reason}" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]

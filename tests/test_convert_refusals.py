@@ -103,12 +103,12 @@ def assert_refused(capsys: pytest.CaptureFixture[str], path: Path, *options: str
     outcome = run_convert(capsys, path, *options)
     assert time.monotonic() - start < 10
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err.startswith(f"error: {path}: ")
+    assert outcome.err.startswith(f"convert: {path}: ")
     assert outcome.err.count("\n") == 1
     assert outcome.err.isprintable() or outcome.err[:-1].isprintable()
     assert "Traceback" not in outcome.err
     assert sorted(path.parent.iterdir()) == before
-    return outcome.err.removeprefix(f"error: {path}: ").strip()
+    return outcome.err.removeprefix(f"convert: {path}: ").strip()
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -434,7 +434,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_names_with_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_convert(capsys, tmp_path / "a\nb\x1b[31m.pt")
-    assert (outcome.code, outcome.err) == (1, f"error: {tmp_path}/a\\nb\\x1b[31m.pt: no such file\n")
+    assert (outcome.code, outcome.err) == (1, f"convert: {tmp_path}/a\\nb\\x1b[31m.pt: no such file\n")
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     }.items():
         outcome = run_convert(capsys, tmp_path / "net.pt", "-o", tmp_path / output)
         assert outcome.code == 1
-        assert outcome.err.startswith(f"error: {tmp_path / output}: {reason}")
+        assert outcome.err.startswith(f"convert: {tmp_path / output}: {reason}")
     assert (tmp_path / "taken").read_bytes() == b"mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "net.pt", "taken"]
 
@@ -546,7 +546,7 @@ def test_the_command_itself_on_a_pickle_that_tries_to_run_something(tmp_path: Pa
         [sys.executable, "-m", "convert", path], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
     assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr.startswith(f"error: {path}: needs to run posix.system")
+    assert run.stderr.startswith(f"convert: {path}: needs to run posix.system")
     assert run.stderr.count("\n") == 1
     assert [name.name for name in tmp_path.iterdir()] == ["net.pt"]
 
