@@ -57,12 +57,12 @@ def test_takes_any_image_size(small: fs.ShuffleNetV2, height: int, width: int) -
 def test_training_updates_statistics_and_eval_does_not() -> None:
     model = fs.ShuffleNetV2(SMALL, rngs=nnx.Rngs(0))
     before = np.asarray(model.last.bn.mean[...])
-    model(images(4))
+    apply(model, images(4))
     trained = np.asarray(model.last.bn.mean[...])
     assert (trained != before).any()
     assert int(model.last.bn.num_batches_tracked[...]) == 1
     model.eval()
-    model(images(4))
+    apply(model, images(4))
     np.testing.assert_array_equal(model.last.bn.mean[...], trained)
     view = nnx.view(model, use_running_average=False)
     assert not view.last.bn.use_running_average
