@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", type=Path, help="write everything that was measured to this file")
         if command != "growth":
             names = [name for name, one in CONTENDERS.items() if command in one.tasks and name not in FLOORS]
-            sub.add_argument("--only", nargs="+", choices=[*names, _FLOOR], default=[*names, _FLOOR])
+            usual = [name for name in names if not CONTENDERS[name].optional]
+            sub.add_argument("--only", nargs="+", choices=[*names, _FLOOR], default=[*usual, _FLOOR])
             sub.add_argument("--plot", type=Path, help="draw the bar chart to this PNG file")
     return parser
 

@@ -18,8 +18,6 @@ from benchmarks.contenders import CONTENDERS, ENGINES
 from benchmarks.worker import Failure, Ready, Turn, Warm, redirect_output, serve
 
 _TURN_SECONDS = 0.5
-# Losses and class scores of one net may differ by rounding, and no more.
-_OUTCOME_TOLERANCE = 1e-3
 _SPAWN = multiprocessing.get_context("spawn")
 
 Reply = TypeVar("Reply", Ready, Warm, Turn)
@@ -140,5 +138,5 @@ def _write_nets(case: Case, onnx: bool) -> None:
 
 def _compare(contender: str, outcomes: np.ndarray, first: str, expected: np.ndarray) -> None:
     difference = float(np.abs(outcomes - expected).max() / np.abs(expected).max())
-    if not difference < _OUTCOME_TOLERANCE:
+    if not difference < max(CONTENDERS[name].tolerance for name in (contender, first)):
         raise BenchmarkError(f"{contender} computes something else than {first}: relative difference {difference:.1e}")

@@ -39,7 +39,8 @@ def make_train_step(network: Functional, optimizer: optax.GradientTransformation
     ) -> tuple[TrainState, Float32[Array, ""]]:
         def loss_of(parameters: list[Array]) -> tuple[Array, list[Array]]:
             logits, statistics = network.apply(parameters, state.statistics, images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), statistics
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+            return losses.mean(), statistics
 
         (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
         with jax.named_scope("update"):
@@ -66,16 +67,16 @@ def make_forward(network: Functional) -> jax.stages.Wrapped:
     return jax.jit(lambda parameters, statistics, images: network.apply(parameters, statistics, images)[0])
 
 
-def project(case: Case) -> Program:
-    return _steps(case, fs.load(case.flax_weights))
+def project(case: Case, dtype: str = "float32") -> Program:
+    return _steps(case, fs.load(case.flax_weights, dtype=jnp.dtype(dtype)))
 
 
 def stock_flax(case: Case) -> Program:
     return _steps(case, with_weights_of(fs.load(case.flax_weights)))
 
 
-def fused(case: Case) -> Program:
-    model = fs.load(case.flax_weights)
+def fused(case: Case, dtype: str = "float32") -> Program:
+    model = fs.load(case.flax_weights, dtype=jnp.dtype(dtype))
     images = jnp.asarray(case.images())
 
     def compile_fused() -> list:

@@ -57,7 +57,7 @@ def heading(measured: str) -> str:
     shown = ", ".join(f"{name} {number}" for name, number in versions().items())
     return (
         f"{machine['cpu']} ({vectors}), {machine['cores']} cores, {settings.THREADS} threads each, "
-        f"load {machine['load']:.2f} at the start; {measured}, float32, "
+        f"load {machine['load']:.2f} at the start; {measured}, float32 unless said otherwise, "
         f"images of {IMAGE_SIDE}x{IMAGE_SIDE}\n{shown}"
     )
 
