@@ -162,11 +162,14 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool)
     """
     import jax
 
+    from flax_shufflenet.inference import batch_options
+
     def scores_of(pixels: jax.Array) -> jax.Array:
         return net(pixels) + net(pixels[:, :, ::-1]) if test_flip else net(pixels)
 
     batch_size = min(_BATCH, test.size)
-    run_net = jax.jit(scores_of).lower(jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)).compile()
+    pixels = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
+    run_net = jax.jit(scores_of, compiler_options=batch_options()).lower(pixels).compile()
     images = np.zeros(len(test.class_names), int)
     correct = np.zeros_like(images)
     loss = 0.0

@@ -7,14 +7,16 @@ the channels lie. The channels that a basic block passes on are not even copied;
 computed in until a later branch reads them.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from flax_shufflenet import kernels
@@ -32,6 +34,27 @@ Channels = Int[np.ndarray, "_ 2"]
 _BLOCK_POSITIONS = 32 * 32 * 32
 
 
+# For a batch on CPU, XLA's older code generator and Eigen's matrix products; the newer ones are quicker to compile, and
+# for one image alone. With these a batch of 128 takes 0.6 to 0.85 of the time.
+_BATCH_OPTIONS: dict[str, str | bool] = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",  # there is none
+}
+
+
+@cache
+def batch_options() -> dict[str, str | bool]:
+    """What ``jax.jit`` is to compile a batch's inference with, as its ``compiler_options``: on CPU the options above
+    that this version of XLA knows, elsewhere none."""
+    known = {}
+    if jax.default_backend() == "cpu":
+        for name, value in _BATCH_OPTIONS.items():
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+                known[name] = value
+    return known
+
+
 def fuse(model: ShuffleNetV2) -> "FusedNet":
     """The net in eval mode as one compiled function of the images, with the same outputs to rounding.
 
@@ -46,7 +69,8 @@ class FusedNet:
 
     def __init__(self, architecture: Architecture, net: "_Net") -> None:
         self.architecture = architecture
-        self._run = jax.jit(partial(_run_anywhere, net))
+        self._run_one = jax.jit(partial(_run_anywhere, net))
+        self._run_batch = jax.jit(partial(_run_anywhere, net), compiler_options=batch_options())
 
     def __call__(self, images: Float[Array | np.ndarray, "n h w 3"]) -> Float[Array, "n out"]:
         """Class scores before the softmax, in the net's dtype; the features where there is no classifier.
@@ -56,7 +80,9 @@ class FusedNet:
         Raises:
             ValueError: the architecture pools with a window that this image size does not leave one value of.
         """
-        return self._run(images)
+        # Within another jitted function, it is that one's options that count.
+        alone = isinstance(images, Tracer) or images.shape[0] == 1
+        return self._run_one(images) if alone else self._run_batch(images)
 
 
 class _Conv(NamedTuple):

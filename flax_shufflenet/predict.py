@@ -129,6 +129,7 @@ def _predictions(
     from PIL.Image import DecompressionBombWarning
 
     from flax_shufflenet.images import ImageError, batches, in_threads, read
+    from flax_shufflenet.inference import batch_options
 
     warnings.simplefilter("ignore", DecompressionBombWarning)  # a large photograph; twice as large is an error
 
@@ -139,7 +140,7 @@ def _predictions(
             return error
 
     batch_size = next((size for size in _BATCHES if size >= len(paths)), _BATCHES[-1])
-    run_net = jax.jit(net)
+    run_net = jax.jit(net, compiler_options=batch_options())
     decoded = in_threads(decode, paths, ahead=2 * batch_size)
     for batch in batches(paths, batch_size):
         pixels = np.zeros((batch_size, expected.size, expected.size, 3), np.uint8)
