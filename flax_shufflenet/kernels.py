@@ -7,14 +7,17 @@ matrix products.
 Which of the two runs is decided when the program is lowered for a platform, so one traced function serves all.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterable
-from functools import partial, reduce
+from functools import partial, reduce, wraps
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 Images = Float[Array, "n h w c"]
@@ -133,7 +136,7 @@ def _pairwise_sum(terms: Iterable[Array]) -> Array:
     return sums[0]
 
 
-def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array, " c"]:
+def _sum_over_images(term: Callable[..., Array], *images: Float[Array, "n h w *c"]) -> Float[Array, " *c"]:
     """``term(*images)``, an elementwise function, summed over n, h and w; its values have the accumulator's dtype.
 
     XLA's CPU backend writes out what it is to sum and reads it again. Here blocks of rows are added up in the same
@@ -142,12 +145,14 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
     none, and XLA would add the blocks up again for every value of the images that the sum is used for.
     """
 
-    def in_blocks(*images: Images) -> Float[Array, " c"]:
+    channels = images[0].shape[3:]
+
+    def in_blocks(*images: Float[Array, "n h w *c"]) -> Float[Array, " *c"]:
         count = _block_count(images[0].shape[1], _MOST_BLOCKS // 4)
         size = images[0].shape[1] // count
         blocks = ([lax.slice_in_dim(x, i * size, (i + 1) * size, axis=1) for x in images] for i in range(count))
         sums = _pairwise_sum(term(*block) for block in blocks)
-        sums = sums.reshape(-1, sums.shape[-1])
+        sums = sums.reshape(-1, *channels)
         # Neighbours are added up, and each device's rows apart, so that a divided batch stays divided.
         parts = max(1, jax.sharding.get_abstract_mesh().size)
         parts = parts if len(sums) % parts == 0 else 1
@@ -155,14 +160,14 @@ def _sum_over_images(term: Callable[..., Array], *images: Images) -> Float[Array
             count = _block_count(rows, min(_MOST_BLOCKS, rows - 1))
             if count == 1:
                 break
-            neighbours = sums.reshape(-1, count, sums.shape[-1])
+            neighbours = sums.reshape(-1, count, *channels)
             sums = _pairwise_sum(lax.index_in_dim(neighbours, i, axis=1, keepdims=False) for i in range(count))
-        return jnp.dot(jnp.ones(len(sums), sums.dtype), sums)
+        return jnp.tensordot(jnp.ones(len(sums), sums.dtype), sums, 1)
 
-    def at_once(*images: Images) -> Float[Array, " c"]:
+    def at_once(*images: Float[Array, "n h w *c"]) -> Float[Array, " *c"]:
         return jnp.sum(term(*images), (0, 1, 2))
 
-    if images[0].size // images[0].shape[-1] <= _MANY_ROWS:
+    if math.prod(images[0].shape[:3]) <= _MANY_ROWS:
         return at_once(*images)
     return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
 
@@ -254,23 +259,32 @@ def _depthwise(x, kernel, *, stride):
     return _sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
 
 
-def _gradient_margin(kernel, stride):
-    """How many zeros both gradients pad dy with, no fewer than the taps reach beyond it; alike, so XLA pads once."""
-    return (kernel.shape[0] - 1) // 2 if stride == 1 else kernel.shape[0]
+def _written_out(function: Callable[..., Array]) -> Callable[..., Array]:
+    """``function``, between whose arguments and outcome and the rest of the program XLA fuses nothing: it does not
+    inline it. What it would compute again for each of many readers is so computed once."""
+
+    @wraps(function)
+    def outlined(*arrays: Array, **options) -> Array:
+        def inlined_within(*arrays: Array) -> Array:
+            with set_xla_metadata(inlineable=None):
+                return function(*arrays, **options)
+
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(inlined_within)(*arrays)
+
+    return outlined
 
 
+@_written_out  # for the three readers in the backward of batch normalisation
 def _depthwise_input_gradient(x, kernel, dy, *, stride):
     if stride == 1:
-        # What batch normalisation wants three times over, XLA would compute three times. It does not look into a
-        # branch, so the outcome of one is written out, once. Both are the same; the condition does not matter.
-        gradient = partial(_depthwise, stride=1)
-        return lax.cond(kernel[0, 0, 0, 0] < 0, gradient, gradient, dy, kernel[::-1, ::-1])
+        return _depthwise(dy, kernel[::-1, ::-1], stride=1)
     # Input row r receives output row o through kernel row i = r + pad - stride * o: rows of one residue
     # modulo the stride always meet the same kernel rows, so each residue is a small dense gather of dy,
     # and the residues are interleaved. A scatter into zeros would be several times slower.
     side, pad = kernel.shape[0], (kernel.shape[0] - 1) // 2
     height, width = x.shape[1:3]
-    margin = _gradient_margin(kernel, stride)
+    margin = side  # no fewer zeros than the terms reach beyond dy
     padded = _pad(dy, margin)
     wide = kernel.astype(_accumulator(kernel.dtype))
     out_height, out_width = (-(-height // stride), -(-width // stride))
@@ -298,23 +312,24 @@ def _depthwise_input_gradient(x, kernel, dy, *, stride):
 
 
 def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
-    # The backward of batch normalisation, of which dy is the outcome, would be computed again for each tap. Where a
-    # tap also takes in a border column of zeros, XLA writes the padded dy out instead.
+    # The padded x is the forward pass's own.
+    sums = _sums_of_taps(_pad_same(x, kernel), dy, side=kernel.shape[0], stride=stride)
+    return sums.reshape(kernel.shape).astype(kernel.dtype)
+
+
+@_written_out  # for the nine readers of dy, which is the outcome of batch normalisation's backward
+def _sums_of_taps(padded, dy, *, side, stride):
     height, width = dy.shape[1:3]
-    margin = _gradient_margin(kernel, stride)
-    padded, padded_dy = _pad_same(x, kernel), _pad(dy, margin)
-    wide = _accumulator(dy.dtype)
-
-    def tap_sum(i, j):
-        start = -1 if margin and j >= stride else 0
-        stop = width + 1 if margin and j + stride * width < padded.shape[2] else width
-        tap = padded[:, _every(i, height, stride), _every(j + start * stride, stop - start, stride)]
-        gradient = padded_dy[:, margin : margin + height, margin + start : margin + stop]
-        return _sum_over_images(lambda tap, dy: tap * dy.astype(wide), tap, gradient)
-
-    side = kernel.shape[0]
-    sums = [tap_sum(i, j) for i in range(side) for j in range(side)]
-    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+    # All taps in one fusion: they are a dimension beside the channels, so that x is read once.
+    taps = lax.gather(
+        padded,
+        np.array(list(np.ndindex(side, side)), np.int32),
+        lax.GatherDimensionNumbers(offset_dims=(0, 1, 2, 4), collapsed_slice_dims=(), start_index_map=(1, 2)),
+        (len(padded), (height - 1) * stride + 1, (width - 1) * stride + 1, padded.shape[3]),
+        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )[:, ::stride, ::stride]
+    dy = jnp.broadcast_to(dy[:, :, :, None], taps.shape)
+    return _sum_over_images(lambda tap, dy: tap * dy.astype(_accumulator(dy.dtype)), taps, dy)
 
 
 # --- few input channels (the stem): every input value times one vector of output channels
