@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -97,22 +96,20 @@ class JaxNet:
 
 
 class Pair(NamedTuple):
-    """One architecture on both sides, ready to run any weights on batches of one shape."""
+    """One architecture on both sides, ready to run any weights on batches of one shape; in JAX, in one precision."""
 
     layout: Layout
     architecture: Architecture
     torch_net: torch.nn.Module
-    jax_nets: dict[str, JaxNet]
-    compiled: dict[str, jax.stages.Compiled]
+    jax_net: JaxNet
+    compiled: jax.stages.Compiled
 
     def arrays(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         return mapping.to_arrays(self.layout, self.architecture, tensors)
 
-    def run_jax(
-        self, dtype: str, tensors: Mapping[str, torch.Tensor], images: np.ndarray, labels: np.ndarray
-    ) -> Results:
-        net = self.jax_nets[dtype]
-        outputs = self.compiled[dtype](*net.split(self.arrays(tensors)), images.astype(dtype), labels)
+    def run_jax(self, tensors: Mapping[str, torch.Tensor], images: np.ndarray, labels: np.ndarray) -> Results:
+        net = self.jax_net
+        outputs = self.compiled(*net.split(self.arrays(tensors)), images.astype(net.dtype), labels)
         eval_output, train_output, gradients, new_statistics = outputs
         statistics, named_gradients = split_statistics(net.named(gradients, new_statistics))
         return Results(np.asarray(eval_output), np.asarray(train_output), named_gradients, statistics)
@@ -138,21 +135,13 @@ class Pair(NamedTuple):
 
 
 @functools.cache
-def make_pair(architecture: Architecture, shape: tuple[int, ...], layout_name: str = "seed") -> Pair:
-    """Both nets; JAX's compiled for float64 and float32 at once, one on each core."""
+def make_pair(architecture: Architecture, shape: tuple[int, ...], dtype: str, layout_name: str = "seed") -> Pair:
     layout = LAYOUTS[layout_name]
     torch_net = layout.build_reference(architecture)
     arrays = mapping.to_arrays(layout, architecture, torch_net.state_dict())
-    jax_nets = {dtype: JaxNet(architecture, arrays, np.dtype(dtype)) for dtype in ("float64", "float32")}
-    lowered = {dtype: net.lower(shape) for dtype, net in jax_nets.items()}
-
-    def compile_one(dtype: str) -> jax.stages.Compiled:
-        with jax.enable_x64(True):
-            return lowered[dtype].compile(compiler_options(np.dtype(dtype)))
-
-    with ThreadPoolExecutor() as pool:
-        compiled = dict(zip(lowered, pool.map(compile_one, lowered), strict=True))
-    return Pair(layout, architecture, torch_net, jax_nets, compiled)
+    jax_net = JaxNet(architecture, arrays, np.dtype(dtype))
+    compiled = jax_net.lower(shape).compile(compiler_options(jax_net.dtype))
+    return Pair(layout, architecture, torch_net, jax_net, compiled)
 
 
 def random_tensors(pair: Pair) -> dict[str, torch.Tensor]:
