@@ -200,8 +200,9 @@ def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
     devices, parts = max(1, jax.sharding.get_abstract_mesh().size), _KERNEL_GRADIENT_PARTS
     if count % (devices * parts) or count // (devices * parts) < _ROWS_OF_A_PART:
         devices = parts = 1
-    x, dy = (each.reshape(devices, parts, -1, each.shape[-1]) for each in (x, dy))
-    products = jnp.einsum("dprc,dpre->dpce", x, dy, preferred_element_type=_accumulator(dy.dtype))
+    x, dy = (each.reshape(devices * parts, -1, each.shape[-1]) for each in (x, dy))
+    products = jnp.einsum("prc,pre->pce", x, dy, preferred_element_type=_accumulator(dy.dtype))
+    products = products.reshape(devices, parts, *products.shape[1:])
     sums = _pairwise_sum(products[:, part] for part in range(parts))
     return sums.sum(0).astype(kernel.dtype)[None, None]
 
