@@ -135,8 +135,8 @@ class Pair(NamedTuple):
 
 
 @functools.cache
-def make_pair(architecture: Architecture, shape: tuple[int, ...], dtype: str, layout_name: str = "seed") -> Pair:
-    layout = LAYOUTS[layout_name]
+def make_pair(architecture: Architecture, shape: tuple[int, ...], dtype: str) -> Pair:
+    layout = LAYOUTS["seed"]
     torch_net = layout.build_reference(architecture)
     arrays = mapping.to_arrays(layout, architecture, torch_net.state_dict())
     jax_net = JaxNet(architecture, arrays, np.dtype(dtype))

@@ -27,7 +27,7 @@ def case_name(case: tuple) -> str:
     return f"{size}-batch{batch}-{height}x{width}"
 
 
-class Results(NamedTuple):
+class Compared(NamedTuple):
     """What JAX gives in one precision, and PyTorch in both, for one batch."""
 
     jax: tools.Results
@@ -36,14 +36,14 @@ class Results(NamedTuple):
 
 
 @functools.cache
-def results(case: tuple, dtype: str, *, far_from_kinks: bool = False) -> Results:
+def compare(case: tuple, dtype: str, *, far_from_kinks: bool = False) -> Compared:
     size, batch, image = case
     pair = tools.make_pair(fs.seed(size), (batch, *image, 3), dtype)
     tensors = tools.random_tensors_far_from_kinks(pair) if far_from_kinks else tools.random_tensors(pair)
     # Numbers that float32 holds exactly, so that both precisions see the same images.
     images = tools.random_images(batch, *image).astype(np.float32).astype(np.float64)
     given = tensors, images, np.random.default_rng(1).integers(0, 10, batch)
-    return Results(pair.run_jax(*given), pair.run_torch("float64", *given), pair.run_torch("float32", *given))
+    return Compared(pair.run_jax(*given), pair.run_torch("float64", *given), pair.run_torch("float32", *given))
 
 
 in_float64 = pytest.mark.parametrize("case", FLOAT64_CASES, ids=case_name)
@@ -53,7 +53,7 @@ in_float32 = pytest.mark.parametrize("case", FLOAT32_CASES, ids=case_name)
 @in_float64
 @pytest.mark.parametrize("output", ["eval_output", "train_output"])
 def test_outputs_are_the_same_in_float64(case: tuple, output: str, float64: None) -> None:
-    measured = results(case, "float64")
+    measured = compare(case, "float64")
     difference = relative_difference(getattr(measured.jax, output), getattr(measured.torch_64, output))
     assert difference <= tools.FLOAT64_BAR
 
@@ -61,7 +61,7 @@ def test_outputs_are_the_same_in_float64(case: tuple, output: str, float64: None
 @in_float64
 @pytest.mark.parametrize("kind", ["gradients", "statistics"])
 def test_every_gradient_and_statistic_is_the_same_in_float64(case: tuple, kind: str, float64: None) -> None:
-    measured = results(case, "float64")
+    measured = compare(case, "float64")
     difference, name = tools.worst_difference(getattr(measured.jax, kind), getattr(measured.torch_64, kind))
     assert difference <= tools.FLOAT64_BAR, name
 
@@ -69,7 +69,7 @@ def test_every_gradient_and_statistic_is_the_same_in_float64(case: tuple, kind: 
 @in_float32
 @pytest.mark.parametrize("output", ["eval_output", "train_output"])
 def test_float32_outputs_are_as_exact_as_pytorchs(case: tuple, output: str, float64: None) -> None:
-    measured = results(case, "float32")
+    measured = compare(case, "float32")
     truth = getattr(measured.torch_64, output)
     error = relative_error(getattr(measured.jax, output), truth)
     assert error <= tools.FLOAT32_BAR * relative_error(getattr(measured.torch_32, output), truth)
@@ -77,7 +77,7 @@ def test_float32_outputs_are_as_exact_as_pytorchs(case: tuple, output: str, floa
 
 @in_float32
 def test_float32_statistics_are_as_exact_as_pytorchs(case: tuple, float64: None) -> None:
-    measured = results(case, "float32")
+    measured = compare(case, "float32")
     truth = measured.torch_64.statistics
     error = tools.pooled_error(measured.jax.statistics, truth)
     assert error <= tools.FLOAT32_BAR * tools.pooled_error(measured.torch_32.statistics, truth)
@@ -85,7 +85,7 @@ def test_float32_statistics_are_as_exact_as_pytorchs(case: tuple, float64: None)
 
 @in_float32
 def test_float32_gradients_away_from_kinks_are_as_exact_as_pytorchs(case: tuple, float64: None) -> None:
-    measured = results(case, "float32", far_from_kinks=True)
+    measured = compare(case, "float32", far_from_kinks=True)
     truth = measured.torch_64.gradients
     error = tools.pooled_error(measured.jax.gradients, truth)
     assert error <= tools.FLOAT32_BAR * tools.pooled_error(measured.torch_32.gradients, truth)
