@@ -28,6 +28,23 @@ def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(scope="module")
+def unoptimised() -> Iterator[None]:
+    """Leaves LLVM's optimisations out: programs are ready in two thirds of the time. For modules that test what is
+    computed, but neither how exact float32 is nor how fast it comes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def optimised(unoptimised: None) -> Iterator[None]:
+    """For single tests of such a module: what they compile is what users run."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """float64 in JAX, and matrix products in full float32 on accelerators."""

@@ -17,7 +17,7 @@ from flax_shufflenet import functional
 from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
 from torch_ref.randomise import randomise
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("unoptimised", "float64")
 
 SHAPES = [(2, 8, 8), (3, 7, 9), (2, 1, 5)]
 

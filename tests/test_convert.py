@@ -32,7 +32,7 @@ STEM_OF = {"chenyaofo": ["--stem", "cifar"], "torchvision": ["--stem", "imagenet
 def test_each_layout_to_flax_and_back_bit_for_bit(
     layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    architecture = small_architecture(layout, num_classes=7)
+    architecture = small_architecture(layout)
     tensors = random_state_dict(layout, architecture)
     checkpoint = tmp_path / "net.pt"
     torch.save(tensors, checkpoint)
@@ -40,7 +40,7 @@ def test_each_layout_to_flax_and_back_bit_for_bit(
     outcome = run_convert(capsys, checkpoint, *STEM_OF.get(layout, []))
     assert outcome.code == 0, outcome.err
     assert f"layout    {layout} " in outcome.out
-    assert "7 classes" in outcome.out
+    assert "10 classes" in outcome.out
     model = fs.load(tmp_path / "net.safetensors")
     assert model.architecture == architecture
 
@@ -260,14 +260,14 @@ def test_real_images_instead_of_noise(tmp_path: Path, capsys: pytest.CaptureFixt
 
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, digit in enumerate(load_digits().images[:12]):
-        size = (32, 32) if number < 8 else (48, 40)
+    for number, digit in enumerate(load_digits().images[:19]):
+        size = (32, 32) if number < 16 else (48, 40)  # 16 of 32x32, as the noise's, for which the net is compiled
         Image.fromarray((digit * 15).astype(np.uint8)).resize(size).save(folder / f"{number}.png")
     torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
     outcome = run_convert(capsys, tmp_path / "net.pt", "--images", folder)
     assert outcome.code == 0, outcome.err
-    assert "8x32x32x3" in outcome.out
-    assert "the same for 12 of 12 images" in outcome.out
+    assert "16x32x32x3, 3x40x48x3" in outcome.out
+    assert "the same for 19 of 19 images" in outcome.out
     (folder / "broken.png").write_bytes(b"not an image")
     outcome = run_convert(capsys, tmp_path / "net.pt", "--images", folder, "--force")
     assert outcome.code == 1

@@ -13,6 +13,8 @@ from flax_shufflenet import evaluate
 from flax_shufflenet.training import data
 from tests.command_tools import run_command
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 
 

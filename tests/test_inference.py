@@ -11,6 +11,8 @@ import flax_shufflenet as fs
 from convert.verify import relative_difference, relative_error
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays, shapes
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4, last_width=24)
 
 
@@ -85,6 +87,7 @@ def test_blocks_of_a_batch_make_no_difference(batch: int, height: int, width: in
     assert relative_difference(np.asarray(fs.fuse(model)(images)), np.asarray(run(model, images))) <= 1e-12
 
 
+@pytest.mark.usefixtures("optimised")
 def test_float32_is_as_exact_as_the_model() -> None:
     architecture = fs.seed(0.5)
     images = random_images(16, 32, 32)
@@ -102,6 +105,7 @@ def test_float32_is_as_exact_as_the_model() -> None:
     assert error <= FLOAT32_BAR * own_error
 
 
+@pytest.mark.usefixtures("optimised")
 def test_bfloat16_is_as_close_as_the_model() -> None:
     images = jnp.asarray(random_images(8, 32, 32), jnp.float32)
     truth = np.asarray(run(random_model(SMALL), images), np.float64)

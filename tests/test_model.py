@@ -1,5 +1,7 @@
 """What a user of the net relies on: sizes, modes, dtypes, image sizes, and errors that say what is wrong."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ import flax_shufflenet as fs
 from convert.verify import relative_error
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
-SMALL = fs.Architecture(stage_widths=(8, 16, 32), stage_blocks=(1, 2, 1), stem_width=4, last_width=24)
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(1, 2), stem_width=4, last_width=24)
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +100,12 @@ def test_float64_needs_to_be_enabled() -> None:
 
 
 def test_a_backbone_returns_its_features() -> None:
-    backbone = fs.ShuffleNetV2(
-        fs.Architecture(stage_widths=(8, 16, 32), stage_blocks=(1, 1, 1), last_width=24, num_classes=0),
-        rngs=nnx.Rngs(0),
-    )
+    backbone = fs.ShuffleNetV2(dataclasses.replace(SMALL, num_classes=0), rngs=nnx.Rngs(0))
     assert apply(backbone, images(2)).shape == (2, 24)
 
 
 def test_dropout_needs_a_source_of_randomness_in_train_mode_only() -> None:
-    architecture = fs.Architecture(stage_widths=(8, 16, 32), stage_blocks=(0, 0, 0), last_width=24, dropout=0.5)
+    architecture = fs.Architecture(stage_widths=(8,), stage_blocks=(0,), last_width=24, dropout=0.5)
     model = fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0))
     one, other = (model(images(4), rngs=nnx.Rngs(dropout=seed)) for seed in (0, 1))
     assert (one != other).any()
@@ -116,12 +117,12 @@ def test_dropout_needs_a_source_of_randomness_in_train_mode_only() -> None:
 
 def test_fixed_pooling_says_which_images_it_takes() -> None:
     model = fs.ShuffleNetV2(
-        fs.Architecture(stage_widths=(8, 16, 32), stage_blocks=(0, 0, 0), last_width=24, pool_size=4),
+        fs.Architecture(stage_widths=(8,), stage_blocks=(0,), last_width=24, pool_size=4),
         rngs=nnx.Rngs(0),
     )
-    assert apply(model, images(2, 40, 32)).shape == (2, 10)
+    assert apply(model, images(2, 10, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match="8x8 values are left"):
-        apply(model, images(2, 64, 64))
+        apply(model, images(2, 16, 16))
 
 
 def test_float32_outputs_at_default_precision_choose_the_same_classes(small: fs.ShuffleNetV2) -> None:
@@ -177,7 +178,7 @@ def test_an_architecture_survives_json(family: str) -> None:
         SMALL.to_json().replace("24", '"24"'),
         SMALL.to_json().replace("true", "1"),
         SMALL.to_json().replace('"after"', '"sideways"'),
-        SMALL.to_json().replace("[8, 16, 32]", "[8, 16, 31]"),
+        SMALL.to_json().replace("[8, 16]", "[8, 15]"),
         SMALL.to_json().replace("}", ', "extra": 1}'),
     ],
 )

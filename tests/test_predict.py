@@ -15,6 +15,8 @@ from flax_shufflenet.pixel_net import of_pixels
 from flax_shufflenet.preprocessing import expected_by
 from tests.command_tools import run_command
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 METADATA = {

@@ -79,3 +79,8 @@ def interrupts_reach_this_process():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimised(unoptimised):
+    """All of these tests: their programs are compiled in haste, those of the processes that they start are not."""
