@@ -41,6 +41,7 @@ def unoptimised() -> Iterator[None]:
 def optimised(unoptimised: None) -> Iterator[None]:
     """For single tests of such a module: what they compile is what users run."""
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # a jitted function would go on with the program that it has
     yield
     jax.config.update("jax_disable_most_optimizations", True)
 

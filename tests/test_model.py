@@ -125,6 +125,7 @@ def test_fixed_pooling_says_which_images_it_takes() -> None:
         apply(model, images(2, 16, 16))
 
 
+@pytest.mark.usefixtures("optimised")
 def test_float32_outputs_at_default_precision_choose_the_same_classes(small: fs.ShuffleNetV2) -> None:
     """On accelerators the default precision is lower than float32's; on CPU it is the same."""
     batch = images(64)
