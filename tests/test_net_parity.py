@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 import parity_tools as tools
@@ -118,10 +119,15 @@ def test_ten_sgd_steps_are_the_same_in_float64(case: tuple, float64: None) -> No
         optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum, nesterov=True)
     )
     state = optimiser.init(parameters)
+
+    @jax.jit
+    def step(parameters, state, gradients):
+        updates, state = optimiser.update(gradients, state, parameters)
+        return optax.apply_updates(parameters, updates), state
+
     for images, labels in batches:
         _, _, gradients, statistics = run(parameters, statistics, images, labels)
-        updates, state = optimiser.update(gradients, state, parameters)
-        parameters = optax.apply_updates(parameters, updates)
+        parameters, state = step(parameters, state, gradients)
 
     theirs = pair.arrays(torch_net.state_dict())
     ours = net.named(parameters, statistics)
