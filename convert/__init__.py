@@ -1,7 +1,18 @@
 """The bridge between PyTorch checkpoints and Flax nets; the only package that imports both."""
 
-from convert.api import load_torch, to_torch
+from typing import TYPE_CHECKING
+
 from convert.errors import ConvertError
-from convert.layouts import LAYOUTS
+from flax_shufflenet.lazy import first_asked_for
+
+if TYPE_CHECKING:
+    from convert.api import load_torch, to_torch
+    from convert.layouts import LAYOUTS
 
 __all__ = ["LAYOUTS", "ConvertError", "load_torch", "to_torch"]
+
+__getattr__ = first_asked_for(__name__, {"LAYOUTS": "layouts", "load_torch": "api", "to_torch": "api"})
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

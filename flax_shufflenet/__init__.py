@@ -1,7 +1,8 @@
 """ShuffleNetV2 in JAX/Flax, weight for weight and gradient for gradient the PyTorch net."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flax_shufflenet.lazy import first_asked_for
 
 if TYPE_CHECKING:
     from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
@@ -26,7 +27,6 @@ __all__ = [
     "seed",
 ]
 
-# JAX and Flax take over a second to import, which a command's --help and its refusals should not wait for.
 _MODULES = {
     **dict.fromkeys(("FAMILIES", "Architecture", "preset", "seed"), "architecture"),
     **dict.fromkeys(("FusedNet", "fuse"), "inference"),
@@ -34,13 +34,7 @@ _MODULES = {
     **dict.fromkeys(("load", "read_metadata", "save"), "weights"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = first_asked_for(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

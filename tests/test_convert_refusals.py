@@ -551,6 +551,22 @@ def test_the_command_itself_on_a_pickle_that_tries_to_run_something(tmp_path: Pa
     assert [name.name for name in tmp_path.iterdir()] == ["net.pt"]
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["net.pt", "--to", "nowhere"], 2)])
+def test_help_and_a_wrong_command_line_wait_for_neither_torch_nor_jax(arguments: list[str], code: int) -> None:
+    program = f"""
+import atexit, sys
+atexit.register(lambda: print(*sorted({{"torch", "jax"}} & sys.modules.keys())))
+sys.argv[1:] = {arguments}
+from convert.__main__ import main
+sys.exit(main())
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == code, run.stderr
+    assert "FILE" in run.stdout if code == 0 else "nowhere" in run.stderr
+    assert run.stderr.count("\n") == (code > 0)
+    assert run.stdout.splitlines()[-1] == ""
+
+
 def test_memory_is_bounded_by_the_files_size(tmp_path: Path) -> None:
     """In a process that may have no more than a fraction of what the files claim."""
     words = ("bomb", "stride", "storage", "memo", "long", "nested", "bytearray", "share", "entries", "header", "size")
