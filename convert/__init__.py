@@ -11,8 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["LAYOUTS", "ConvertError", "load_torch", "to_torch"]
 
-__getattr__ = first_asked_for(__name__, {"LAYOUTS": "layouts", "load_torch": "api", "to_torch": "api"})
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = first_asked_for(__name__, {"LAYOUTS": "layouts", "load_torch": "api", "to_torch": "api"})

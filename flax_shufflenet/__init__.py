@@ -34,8 +34,4 @@ _MODULES = {
     **dict.fromkeys(("load", "read_metadata", "save"), "weights"),
 }
 
-__getattr__ = first_asked_for(__name__, _MODULES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = first_asked_for(__name__, _MODULES)

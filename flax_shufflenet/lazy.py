@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def first_asked_for(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` (PEP 562) for the package of this name; ``modules`` says in which of its modules each
-    name is."""
+def first_asked_for(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` (PEP 562) of the package of this name; ``modules`` says in which of its
+    modules each name is."""
 
     def attribute(name: str) -> Any:
         if name not in modules:
@@ -18,4 +18,7 @@ def first_asked_for(package: str, modules: Mapping[str, str]) -> Callable[[str],
         setattr(sys.modules[package], name, value)
         return value
 
-    return attribute
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return attribute, names
