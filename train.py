@@ -19,7 +19,12 @@ from flax_shufflenet.training.config import (
     TrainingOptions,
     one_line,
 )
-from flax_shufflenet.training.interruption import Interrupted, handle_signals, raise_on_signals
+from flax_shufflenet.training.interruption import (
+    Interrupted,
+    handle_signals,
+    lost_interrupts_come_again,
+    raise_on_signals,
+)
 from flax_shufflenet.training.recipe import RECIPES
 
 
@@ -81,7 +86,8 @@ def main() -> int:
         from flax_shufflenet.training.loop import train
 
         signals = raise_on_signals()
-        train(config)
+        with lost_interrupts_come_again():
+            train(config)
     except OptionError as error:
         print(f"train.py: {error} (see --help)", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import arg
 
 from flax_shufflenet.training.config import OptionError, one_line
+from flax_shufflenet.training.interruption import lost_interrupts_come_again
 
 Options = TypeVar("Options")
 
@@ -99,7 +100,8 @@ def run(
     for any other error; errors are one line on stderr."""
     name = re.split("[ .]", program)[-1]
     try:
-        code = job(parse(options, program, sys.argv[1:]))
+        with lost_interrupts_come_again():
+            code = job(parse(options, program, sys.argv[1:]))
         sys.stdout.flush()
         return code
     except OptionError as error:

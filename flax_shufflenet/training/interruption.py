@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: the first one ends a run at its next step, a second one at once."""
+"""Ctrl-C and SIGTERM: the first one ends a run at its next step, a second one at once, and none is lost."""
 
+import _thread
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, signal_number: int, message: str = "interrupted, nothing new to save") -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 
@@ -25,6 +28,32 @@ def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lost_interrupts_come_again() -> Iterator[None]:
+    """Within it, a ``KeyboardInterrupt`` that Python could not pass on arrives a moment later.
+
+    Python drops what is raised while it collects garbage, where JAX has a callback, or deletes an object: it prints
+    "Exception ignored" and goes on (https://docs.python.org/3/library/sys.html#sys.unraisablehook).
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            before(dropped)
+            return
+        number = getattr(dropped.exc_value, "signal_number", signal.SIGINT)
+        # Later: what is raised here, still within that callback, would be dropped as well.
+        again = threading.Timer(0.1, _thread.interrupt_main, (number,))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def raise_on_signals() -> list[int]:

@@ -1,9 +1,13 @@
 """A run that was stopped, damaged or changed, and then gone on with."""
 
 import dataclasses
+import gc
 import json
 import shutil
 import signal
+import sys
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +15,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet import Architecture, ShuffleNetV2, command_line
+from flax_shufflenet.command_line import ImageOptions
 from flax_shufflenet.training import data, loop
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
-from flax_shufflenet.training.interruption import Interrupted, Interruption
+from flax_shufflenet.training.interruption import (
+    Interrupted,
+    Interruption,
+    lost_interrupts_come_again,
+    raise_on_signals,
+)
 from flax_shufflenet.training.program import Program
 
 # 5 steps in each of 3 epochs.
@@ -278,3 +288,50 @@ def test_an_ignored_ctrl_c_stays_ignored():
             assert interruption.signal_number is None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupted_while_collecting_garbage(number):
+    """As JAX does, it has Python call something there; and then whoever was interrupted goes on, for a while."""
+
+    def interrupt(phase, _):
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(number)
+
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_python_drops_comes_again(number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        came = raise_on_signals()
+        with lost_interrupts_come_again(), pytest.raises(Interrupted) as raised:
+            interrupted_while_collecting_garbage(number)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert raised.value.exit_code == 128 + number
+    assert len(came) > 1  # those that came again and met the same callbacks were dropped, too
+    assert set(came) == {number}
+
+
+def test_other_dropped_exceptions_are_told_as_before(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with lost_interrupts_come_again():
+        sys.unraisablehook(SimpleNamespace(exc_value=ValueError("dropped")))
+    assert [str(each.exc_value) for each in told] == ["dropped"]
+    assert sys.unraisablehook == told.append
+
+
+def test_a_command_ends_by_an_interrupt_that_python_drops(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["predict"])
+    code = command_line.run(
+        "python -m some.predict", ImageOptions, lambda _: interrupted_while_collecting_garbage(signal.SIGINT)
+    )
+    assert code == 130
+    assert capsys.readouterr().err == "predict: interrupted\n"
