@@ -140,9 +140,9 @@ def _sum_over_images(term: Callable[..., Array], *images: Float[Array, "n h w *c
     """``term(*images)``, an elementwise function, summed over n, h and w; its values have the accumulator's dtype.
 
     XLA's CPU backend writes out what it is to sum and reads it again. Here blocks of rows are added up in the same
-    pass that computes them. Adding up blocks of blocks also keeps the float32 error at PyTorch's, which adds up in
-    blocks too; the last few rows are left to a matrix product. One row alone must not be left: its product would be
-    none, and XLA would add the blocks up again for every value of the images that the sum is used for.
+    pass that computes them. Adding up blocks of blocks also keeps the float32 error small; the last few rows are left
+    to a matrix product in double. One row alone must not be left: its product would be none, and XLA would add the
+    blocks up again for every value of the images that the sum is used for.
     """
 
     channels = images[0].shape[3:]
@@ -162,7 +162,7 @@ def _sum_over_images(term: Callable[..., Array], *images: Float[Array, "n h w *c
                 break
             neighbours = sums.reshape(-1, count, *channels)
             sums = _pairwise_sum(lax.index_in_dim(neighbours, i, axis=1, keepdims=False) for i in range(count))
-        return jnp.tensordot(jnp.ones(len(sums), sums.dtype), sums, 1)
+        return _sum_in_double(sums)
 
     def at_once(*images: Float[Array, "n h w *c"]) -> Float[Array, " *c"]:
         return jnp.sum(term(*images), (0, 1, 2))
@@ -170,6 +170,14 @@ def _sum_over_images(term: Callable[..., Array], *images: Float[Array, "n h w *c
     if math.prod(images[0].shape[:3]) <= _MANY_ROWS:
         return at_once(*images)
     return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
+
+
+def _sum_in_double(rows: Float[Array, "n ..."]) -> Float[Array, "..."]:
+    """Rounded once, as PyTorch's own: its CPU kernels keep batch normalisation's sums in double."""
+    with jax.enable_x64(True):
+        ones = lax.full(rows.shape[:1], 1, jnp.float64)
+        sums = lax.dot(ones, lax.convert_element_type(rows, jnp.float64), dimension_numbers=(((0,), (0,)), ((), ())))
+        return lax.convert_element_type(sums, rows.dtype)
 
 
 def _block_count(length: int, most: int) -> int:

@@ -187,6 +187,6 @@ def test_sums_end_in_a_product_of_several_rows(batch: int, side: int) -> None:
     norm = jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, True))
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, side, side, 24), (24,), (24,))]
     program = norm.trace(*shapes).lower(lowering_platforms=("cpu",)).as_text()
-    rows = [int(rows) for rows in re.findall(r"dot_general .*: \(tensor<(\d+)xf32>", program)]
+    rows = [int(rows) for rows in re.findall(r"dot_general .*: \(tensor<(\d+)xf64>", program)]
     assert rows or batch * side**2 <= 1024
     assert all(count >= 2 for count in rows)

@@ -47,6 +47,11 @@ def compare(case: tuple, dtype: str, *, far_from_kinks: bool = False) -> Compare
     return Compared(pair.run_jax(*given), pair.run_torch("float64", *given), pair.run_torch("float32", *given))
 
 
+def check_float32(error: float, pytorch_error: float) -> None:
+    print(f"float32 error {error:.1e}, {error / pytorch_error:.2f} times PyTorch's")
+    assert error <= tools.FLOAT32_BAR * pytorch_error
+
+
 in_float64 = pytest.mark.parametrize("case", FLOAT64_CASES, ids=case_name)
 in_float32 = pytest.mark.parametrize("case", FLOAT32_CASES, ids=case_name)
 
@@ -73,7 +78,7 @@ def test_float32_outputs_are_as_exact_as_pytorchs(case: tuple, output: str, floa
     measured = compare(case, "float32")
     truth = getattr(measured.torch_64, output)
     error = relative_error(getattr(measured.jax, output), truth)
-    assert error <= tools.FLOAT32_BAR * relative_error(getattr(measured.torch_32, output), truth)
+    check_float32(error, relative_error(getattr(measured.torch_32, output), truth))
 
 
 @in_float32
@@ -81,7 +86,7 @@ def test_float32_statistics_are_as_exact_as_pytorchs(case: tuple, float64: None)
     measured = compare(case, "float32")
     truth = measured.torch_64.statistics
     error = tools.pooled_error(measured.jax.statistics, truth)
-    assert error <= tools.FLOAT32_BAR * tools.pooled_error(measured.torch_32.statistics, truth)
+    check_float32(error, tools.pooled_error(measured.torch_32.statistics, truth))
 
 
 @in_float32
@@ -89,7 +94,7 @@ def test_float32_gradients_away_from_kinks_are_as_exact_as_pytorchs(case: tuple,
     measured = compare(case, "float32", far_from_kinks=True)
     truth = measured.torch_64.gradients
     error = tools.pooled_error(measured.jax.gradients, truth)
-    assert error <= tools.FLOAT32_BAR * tools.pooled_error(measured.torch_32.gradients, truth)
+    check_float32(error, tools.pooled_error(measured.torch_32.gradients, truth))
 
 
 @pytest.mark.parametrize("case", SMALL_BATCHES, ids=case_name)
