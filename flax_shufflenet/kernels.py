@@ -172,6 +172,23 @@ def _sum_over_images(term: Callable[..., Array], *images: Float[Array, "n h w *c
     return lax.platform_dependent(*images, cpu=in_blocks, default=at_once)
 
 
+def _written_out(function: Callable[..., Array]) -> Callable[..., Array]:
+    """``function``, between whose arguments and outcome and the rest of the program XLA fuses nothing: it does not
+    inline it. What it would compute again for each of many readers is so computed once."""
+
+    @wraps(function)
+    def outlined(*arrays: Array, **options) -> Array:
+        def inlined_within(*arrays: Array) -> Array:
+            with set_xla_metadata(inlineable=None):
+                return function(*arrays, **options)
+
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(inlined_within)(*arrays)
+
+    return outlined
+
+
+@_written_out  # for the readers of a sum, who would each convert it to float32 again, for every value of theirs
 def _sum_in_double(rows: Float[Array, "n ..."]) -> Float[Array, "..."]:
     """Rounded once, as PyTorch's own: its CPU kernels keep batch normalisation's sums in double."""
     with jax.enable_x64(True):
@@ -266,22 +283,6 @@ def _depthwise(x, kernel, *, stride):
     wide = kernel.astype(_accumulator(kernel.dtype))
     taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
     return _sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
-
-
-def _written_out(function: Callable[..., Array]) -> Callable[..., Array]:
-    """``function``, between whose arguments and outcome and the rest of the program XLA fuses nothing: it does not
-    inline it. What it would compute again for each of many readers is so computed once."""
-
-    @wraps(function)
-    def outlined(*arrays: Array, **options) -> Array:
-        def inlined_within(*arrays: Array) -> Array:
-            with set_xla_metadata(inlineable=None):
-                return function(*arrays, **options)
-
-        with set_xla_metadata(inlineable="false"):
-            return jax.jit(inlined_within)(*arrays)
-
-    return outlined
 
 
 @_written_out  # for the three readers in the backward of batch normalisation
