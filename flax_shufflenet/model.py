@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -173,7 +174,8 @@ class ShuffleNetV2(nnx.Module):
 
 def max_pool(x: FeatureMap) -> OtherMap:
     """PyTorch's 3x3 max-pool of stride 2 with padding 1."""
-    lowest = jnp.array(-jnp.inf, x.dtype)
+    # NumPy's: JAX finds the gradient of a pool only where it can see the first value while it traces.
+    lowest = np.array(-np.inf, x.dtype)
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 

@@ -15,6 +15,7 @@ import torch_ref
 from convert.verify import relative_difference
 from flax_shufflenet import functional
 from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
+from flax_shufflenet.model import max_pool
 from torch_ref.randomise import randomise
 
 pytestmark = pytest.mark.usefixtures("unoptimised", "float64")
@@ -187,6 +188,18 @@ def test_statistics_carry_no_gradient() -> None:
         return mean.sum() + var.sum() + count
 
     np.testing.assert_array_equal(jax.grad(sum_of_statistics)(x), np.zeros(x.shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_max_pool_with_its_gradient_under_jit(shape: tuple[int, int, int]) -> None:
+    x = tools.random_images(*shape)
+    their_x = tools.to_nchw(x).requires_grad_()
+    their_y = torch.nn.MaxPool2d(3, stride=2, padding=1)(their_x)
+    cotangent = np.random.default_rng(3).standard_normal(nhwc(their_y).shape)
+    their_y.backward(tools.to_nchw(cotangent))
+    y, pullback = jax.jit(lambda x: jax.vjp(max_pool, x))(jnp.asarray(x))
+    np.testing.assert_array_equal(y, nhwc(their_y))
+    assert relative_difference(pullback(jnp.asarray(cotangent))[0], nhwc(their_x.grad)) <= tools.FLOAT64_BAR
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
