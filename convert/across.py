@@ -15,7 +15,11 @@ from flax_shufflenet.architecture import family_fields
 _OBSTACLES: dict[str, dict[Any, str]] = {
     "down_relu": {True: "its down blocks have ReLUs", False: "its down blocks have no ReLU"},
     "stem_relu": {True: "its stem has a ReLU", False: "its stem has no ReLU"},
-    "shuffle": {"after": "it shuffles after each block", "before": "it shuffles before each basic block"},
+    "shuffle": {
+        "after": "it shuffles after each block",
+        "before": "it shuffles before each basic block",
+        "reverse": "it shuffles the other way round after each block",
+    },
     "down_left": {"half": "its left branches are half a stage wide", "input": "its left branches keep their width"},
     "down_middle": {
         "half": "its right branches narrow at their first convolution",
@@ -23,6 +27,7 @@ _OBSTACLES: dict[str, dict[Any, str]] = {
     },
 }
 _SAME_NAMES = {"chenyaofo", "torchvision"}
+_Stem = tuple[int, bool, bool]
 
 
 class Rewritten(NamedTuple):
@@ -57,6 +62,20 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
         for field, described in _OBSTACLES.items()
         if getattr(architecture, field) != fields[field]
     ]
+    if architecture.negative_slope != fields["negative_slope"]:
+        obstacles.append(
+            f"it has {_activation(architecture.negative_slope)}, that layout's have "
+            f"{_activation(fields['negative_slope'])}"
+        )
+    if architecture.bn_epsilon != fields["bn_epsilon"]:
+        obstacles.append(
+            f"its batch normalisations add {architecture.bn_epsilon:g} to the variance, "
+            f"that layout's {fields['bn_epsilon']:g}"
+        )
+    if not architecture.last_width and not LAYOUTS[target].may_end_early:
+        obstacles.append("it ends after its last stage, and in that layout a last convolution follows")
+    if architecture.last_width and LAYOUTS[target].last is None:
+        obstacles.append("a last convolution follows its last stage, and in that layout none does")
     if architecture.shuffle_groups != 2:
         obstacles.append(f"it shuffles {architecture.shuffle_groups} groups, and every layout shuffles 2")
     if len(architecture.stage_widths) != 3:
@@ -93,16 +112,20 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
     return Rewritten(LAYOUTS[target], rewritten, changed, tuple(notes))
 
 
+def _activation(negative_slope: float) -> str:
+    return f"LeakyReLUs of slope {negative_slope:g}" if negative_slope else "ReLUs"
+
+
 def _of_target(described: str) -> str:
     return described.replace("its ", "the ", 1).replace("it shuffles", "one shuffles", 1)
 
 
 def _with_stem(architecture: Architecture, target: str, notes: list[str]) -> str:
     """torchvision's names also hold nets with a small-image stem, if their user builds the net that way."""
-    stem = (architecture.stem_stride, architecture.stem_pool)
+    stem = (architecture.stem_stride, architecture.stem_pool, architecture.stem_pool_ceil)
     if target in _SAME_NAMES:
         for name in _SAME_NAMES:
-            if stem == tuple(family_fields(name)[field] for field in ("stem_stride", "stem_pool")):
+            if stem == _stem_of(name):
                 if name != target and target == "torchvision":
                     notes.append(
                         "stem: stride 1 without a max-pool, as the net has it; on torchvision's module set "
@@ -111,13 +134,22 @@ def _with_stem(architecture: Architecture, target: str, notes: list[str]) -> str
                 elif name != target:
                     notes.append(f"stem: stride 2 and a max-pool, as the net has it, which {target}'s module has not")
                 return name
-    fields = family_fields(target)
-    if stem != (fields["stem_stride"], fields["stem_pool"]):
+    if stem != _stem_of(target):
         raise ConvertError(
-            f"the {target} layout cannot hold this net: its stem has stride {stem[0]}{' and a max-pool' * stem[1]}, "
-            f"that layout's stride {fields['stem_stride']}{' and a max-pool' * fields['stem_pool']}"
+            f"the {target} layout cannot hold this net: its stem has {_described(stem)}, that layout's "
+            f"{_described(_stem_of(target))}"
         )
     return target
+
+
+def _stem_of(family: str) -> _Stem:
+    fields = family_fields(family)
+    return fields["stem_stride"], fields["stem_pool"], fields["stem_pool_ceil"]
+
+
+def _described(stem: _Stem) -> str:
+    stride, pool, ceil = stem
+    return f"stride {stride}" + (" and a max-pool" + " without padding" * ceil) * pool
 
 
 def _fold_conv_biases(arrays: dict[str, np.ndarray]) -> None:

@@ -225,7 +225,7 @@ def write_layout(
     layout, changed_architecture = rewritten.layout, rewritten.architecture
     wide_tensors = mapping.to_tensors(layout, changed_architecture, rewritten.arrays)
     proof = verify(layout, changed_architecture, wide_tensors, architecture, arrays, images)
-    dtype = torch.float64 if arrays["last.conv.kernel"].dtype == np.float64 else torch.float32
+    dtype = torch.float64 if arrays["stem.conv.kernel"].dtype == np.float64 else torch.float32
     tensors = {
         name: wide_tensors[name].to(dtype) if wide_tensors[name].is_floating_point() else wide_tensors[name]
         for name in _reference_order(layout, changed_architecture)

@@ -47,18 +47,24 @@ class Layout:
     left: tuple[Unit, ...]
     right: tuple[Unit, ...]
     branch: tuple[Unit, ...]
-    last: Unit
+    last: Unit | None
+    """None where the layout's nets end after their last stage."""
     head: str
     first_stage: int = 1
     root: str = ""
     """What stands before the names of all parts, but not before the head's."""
+    may_end_early: bool = False
+    """Nets of this layout may end after their last stage."""
 
     def block_name(self, stage: int, block: int, index: int) -> str:
         """PyTorch's name for a block; all numbers count from 0."""
         return self.root + self.block.format(stage=stage + self.first_stage, block=block, index=index)
 
-    def parts(self, stage_blocks: tuple[int, ...]) -> Iterator[Part]:
-        """Every part of a net with so many basic blocks in its stages, from the images to the features."""
+    def parts(self, stage_blocks: tuple[int, ...], *, with_last: bool) -> Iterator[Part]:
+        """Every part of a net with so many basic blocks in its stages, from the images to the features.
+
+        ``with_last``: the last convolution is one of them.
+        """
         yield Part("stem", self.root + self.stem[0], self.root + self.stem[1])
         index = 0
         for stage, blocks in enumerate(stage_blocks):
@@ -69,7 +75,13 @@ class Layout:
                     for number, (conv, bn) in enumerate(units):
                         yield Part(f"stages.{stage}.{block}.{branch}.{number}", f"{name}.{conv}", f"{name}.{bn}")
                 index += 1
-        yield Part("last", self.root + self.last[0], self.root + self.last[1])
+        if with_last:
+            assert self.last is not None
+            yield Part("last", self.root + self.last[0], self.root + self.last[1])
+
+    def parts_of(self, architecture: Architecture) -> Iterator[Part]:
+        """Every part of a net of this architecture."""
+        return self.parts(architecture.stage_blocks, with_last=bool(architecture.last_width))
 
     def build_reference(self, architecture: Architecture) -> nn.Module:
         """The PyTorch net of this layout with an architecture's widths, depths and head, freshly initialised."""
@@ -83,7 +95,7 @@ class Layout:
             stem_channels=architecture.stem_width,
         )
         if architecture.num_classes:
-            head = nn.Linear(architecture.last_width, architecture.num_classes, bias=architecture.head_bias)
+            head = nn.Linear(architecture.features_width, architecture.num_classes, bias=architecture.head_bias)
             net.set_submodule(self.head, head)
         return net
 

@@ -28,7 +28,7 @@ _BATCH_NORM = {
 def torch_names(layout: Layout, architecture: Architecture) -> dict[str, str]:
     """For every array of the Flax net, in the net's order: its name in PyTorch."""
     names = {}
-    for part in layout.parts(architecture.stage_blocks):
+    for part in layout.parts_of(architecture):
         names[f"{part.flax}.conv.kernel"] = f"{part.conv}.weight"
         if architecture.conv_bias:
             names[f"{part.flax}.conv.bias"] = f"{part.conv}.bias"
@@ -60,7 +60,7 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
         return tensors[name].shape
 
     stage_blocks = _count_blocks(layout, tensors)
-    parts = {part.flax: part.conv for part in layout.parts(stage_blocks)}
+    parts = {part.flax: part.conv for part in layout.parts(stage_blocks, with_last=layout.last is not None)}
     stage_widths = []
     splits = []
     for stage, blocks in enumerate(stage_blocks):
@@ -77,7 +77,7 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
             raise ConvertError(f"{layout.head}.weight has shape {list(head.shape)}; a linear layer's has 2 numbers")
         num_classes = head.shape[0]
         fields["head_bias"] = f"{layout.head}.bias" in tensors
-    last_width = shape(parts["last"])[0]
+    last_width = shape(parts["last"])[0] if "last" in parts else 0
     try:
         return Architecture(
             stage_widths=tuple(stage_widths),
@@ -144,7 +144,8 @@ def check_size(architecture: Architecture, stored: int) -> None:
     """
     widths = (architecture.stem_width, *architecture.stage_widths)
     least = sum(before * after // 4 for before, after in itertools.pairwise(widths))
-    least += architecture.last_width * (architecture.stage_widths[-1] + architecture.num_classes)
+    least += architecture.last_width * architecture.stage_widths[-1]
+    least += architecture.features_width * architecture.num_classes
     if least > 4 * stored + 10_000_000:
         raise ConvertError(
             f"a net of these widths has more than {least:,} numbers, and {stored:,} are stored; the file is damaged"

@@ -38,9 +38,11 @@ class Report:
         """For the screen; each line stands on its own."""
         architecture, proof = self.architecture, self.proof
         classes = f"{architecture.num_classes} classes" if architecture.num_classes else "no head"
+        widths = (architecture.stem_width, *architecture.stage_widths)
+        last = architecture.last_width or "no last convolution"
         net = (
-            f"widths {architecture.stem_width}, {', '.join(map(str, architecture.stage_widths))}, "
-            f"{architecture.last_width}; basic blocks {', '.join(map(str, architecture.stage_blocks))}; "
+            f"widths {', '.join(map(str, widths))}, {last}; "
+            f"basic blocks {', '.join(map(str, architecture.stage_blocks))}; "
             f"split {architecture.split_ratio:g}; {classes}; {self.parameters:,} parameters"
         )
         rows = [

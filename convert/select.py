@@ -267,7 +267,7 @@ def _trunk_names(layout: Layout, stage_blocks: tuple[int, ...], conv_bias: bool)
 
 
 def _last_conv(layout: Layout, stage_blocks: tuple[int, ...]) -> str:
-    return next(part.conv for part in layout.parts(stage_blocks) if part.flax == "last") + ".weight"
+    return next(part.conv for part in layout.parts(stage_blocks, with_last=True) if part.flax == "last") + ".weight"
 
 
 def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:

@@ -140,7 +140,7 @@ def verify(
         first_lines = " ".join(str(error).split())[:200]
         raise ConvertError(f"the tensors do not load into the {layout.name} net: {first_lines}") from None
     reference.eval()
-    names = {part.flax: part.bn for part in layout.parts(torch_architecture.stage_blocks)}
+    names = {part.flax: part.bn for part in layout.parts_of(torch_architecture)}
 
     # XLA compiles for most of the time, and compiles on all cores while PyTorch runs. Tracing cannot be shared
     # between threads: capturing a module's layers changes its class while it lasts.

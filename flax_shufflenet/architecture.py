@@ -32,8 +32,24 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
     "ericsun99": {"num_classes": 1000, "pool_size": 7, **_IMAGENET_STEM},
     "mmpretrain": {"num_classes": 1000, **_IMAGENET_STEM},
+    "birder": {"num_classes": 1000, **_IMAGENET_STEM},
+    "pytorchcv": {"num_classes": 1000, "stem_pool_ceil": True, "pool_size": 7, **_IMAGENET_STEM},
+    "pytorchcv_b": {"num_classes": 1000, "down_left": "input", "pool_size": 7, **_IMAGENET_STEM},
+    # Backbones of detectors.
+    "nanodet": {"num_classes": 0, "negative_slope": 0.1, **_IMAGENET_STEM},
+    "fastestdet": {"num_classes": 0, "down_left": "input", "shuffle": "before", **_IMAGENET_STEM},
+    "yolov5lite": {"num_classes": 0, "bn_epsilon": 1e-3, **_IMAGENET_STEM},
 }
 FAMILIES = tuple(_FAMILIES)
+
+_WITHOUT_LAST_CONVOLUTION = ("nanodet", "fastestdet", "yolov5lite")
+_STEM_WIDTHS = {"yolov5lite": 32}
+
+# pytorchcv scales the last convolution like the stages: int(1024 * 44 / 29) and int(1024 * 61 / 29).
+_PYTORCHCV_LAST_WIDTHS = {1.5: 1553, 2.0: 2153}
+
+# Files that were written before these fields existed lack them, and mean their defaults.
+_ADDED_LATER = {"stem_pool_ceil", "negative_slope", "bn_epsilon"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,17 +68,23 @@ class Architecture:
     stem_stride: int = 1
     stem_pool: bool = False
     """A 3x3 max-pool of stride 2 after the stem, as for ImageNet."""
+    stem_pool_ceil: bool = False
+    """The max-pool starts at the first pixel, without padding, and its last window may be cut off (PyTorch's
+    ``padding=0, ceil_mode=True``); otherwise it is padded by one pixel on all sides."""
     stem_relu: bool = True
     last_width: int = 1024
-    """Channels of the last 1x1 convolution, which are the features."""
+    """Channels of the last 1x1 convolution, which are the features. 0: there is none, the net ends after its last
+    stage, as detectors' backbones do."""
     num_classes: int = 10
     """0 for a backbone, which returns the pooled features."""
     split_ratio: float = 0.5
     """Share of the channels, rounded down, that a basic block passes on untouched (the paper's c'/c)."""
     shuffle_groups: int = 2
-    shuffle: Literal["after", "before"] = "after"
+    shuffle: Literal["after", "before", "reverse"] = "after"
     """"after": each block shuffles its result. "before": each basic block takes its own input apart, the even
-    channels passing and the odd ones going through the branch (the paper authors' code)."""
+    channels passing and the odd ones going through the branch (the paper authors' code). "reverse": each block
+    shuffles its result the other way round, the even channels first, then the odd ones (pytorchcv's shufflenetv2b
+    with ``shuffle_group_first=False``)."""
     down_relu: bool = True
     """ReLUs after the 1x1 convolutions of down blocks; the seed has none."""
     down_left: Literal["half", "input"] = "half"
@@ -71,6 +93,10 @@ class Architecture:
     """Width inside a down block's right branch."""
     conv_bias: bool = False
     """Convolutions carry a bias, which the batch normalisation after them takes out again in training."""
+    negative_slope: float = 0.0
+    """0: ReLUs. Otherwise LeakyReLUs of this slope below zero in the place of all of them."""
+    bn_epsilon: float = 1e-5
+    """What batch normalisations add to the variance."""
     pool_size: int = 0
     """0: global average pooling. Otherwise the window of the last average pooling, which must leave one value."""
     dropout: float = 0.0
@@ -86,7 +112,7 @@ class Architecture:
         for name, least in {
             "stem_width": 1,
             "stem_stride": 1,
-            "last_width": 1,
+            "last_width": 0,
             "num_classes": 0,
             "shuffle_groups": 1,
             "pool_size": 0,
@@ -97,6 +123,12 @@ class Architecture:
             raise ValueError(f"stage_blocks must not be negative: {self.stage_blocks}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if not 0 <= self.negative_slope < 1:
+            raise ValueError(f"negative_slope must be at least 0 and below 1, not {self.negative_slope}")
+        if not 0 < self.bn_epsilon < 1:
+            raise ValueError(f"bn_epsilon must be above 0 and below 1, not {self.bn_epsilon}")
+        if self.stem_pool_ceil and not self.stem_pool:
+            raise ValueError("stem_pool_ceil says how the max-pool of the stem ends, and this net has none")
         if self.shuffle == "before" and (self.split_ratio, self.shuffle_groups) != (0.5, 2):
             raise ValueError(
                 "a shuffle before the block takes even and odd channels: split_ratio 0.5, shuffle_groups 2"
@@ -117,6 +149,11 @@ class Architecture:
         """Channels, of ``width``, that a basic block passes on untouched."""
         return int(width * self.split_ratio)
 
+    @property
+    def features_width(self) -> int:
+        """Numbers that the classifier sees of an image."""
+        return self.last_width or self.stage_widths[-1]
+
     def to_json(self) -> str:
         """One line of JSON that ``from_json`` reads back."""
         return json.dumps(dataclasses.asdict(self))
@@ -126,11 +163,12 @@ class Architecture:
         """The architecture that ``to_json`` wrote.
 
         Raises:
-            ValueError: not JSON, unknown or missing fields, values of another type, or an impossible net.
+            ValueError: not JSON, unknown or missing fields, values of another type, or an impossible net. Fields
+                that did not exist when the file was written have their defaults.
         """
         fields = json.loads(text)
         types = {field.name: field.type for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != set(types):
+        if not isinstance(fields, dict) or not set(types) - _ADDED_LATER <= set(fields) <= set(types):
             raise ValueError(f"an architecture has the fields {', '.join(types)}")
         for name, value in fields.items():
             if types[name] == tuple[int, ...]:
@@ -158,12 +196,15 @@ def family_fields(family: str) -> dict[str, Any]:
         for name in (
             "stem_stride",
             "stem_pool",
+            "stem_pool_ceil",
             "stem_relu",
             "shuffle",
             "down_relu",
             "down_left",
             "down_middle",
             "conv_bias",
+            "negative_slope",
+            "bn_epsilon",
             "pool_size",
             "head_bias",
         )
@@ -172,8 +213,7 @@ def family_fields(family: str) -> dict[str, Any]:
 
 
 def preset(family: str, net_size: float = 1.0, num_classes: int | None = None) -> Architecture:
-    """The net of one family and size: ``seed``, ``kuangliu``, ``chenyaofo``, ``torchvision``, ``weiaicunzai``,
-    ``megvii``, ``ericsun99`` or ``mmpretrain``, with the family's own class count unless given.
+    """The net of one of ``FAMILIES`` and one size, with the family's own class count unless given.
 
     Raises:
         ValueError: an unknown family, or ``net_size`` is not 0.5, 1.0, 1.5 or 2.0.
@@ -183,9 +223,14 @@ def preset(family: str, net_size: float = 1.0, num_classes: int | None = None) -
     if net_size not in table:
         raise ValueError(f"net_size must be one of {', '.join(map(str, table))}, not {net_size}")
     stage_widths, last_width = table[net_size]
+    if family in _WITHOUT_LAST_CONVOLUTION:
+        last_width = 0
+    elif family in ("pytorchcv", "pytorchcv_b"):
+        last_width = _PYTORCHCV_LAST_WIDTHS.get(net_size, last_width)
     dropout = 0.2 if family == "megvii" and net_size == 2.0 else 0.0
     return Architecture(
         stage_widths=stage_widths,
+        stem_width=_STEM_WIDTHS.get(family, 24),
         last_width=last_width,
         num_classes=_FAMILIES[family].get("num_classes", 10) if num_classes is None else num_classes,
         dropout=dropout,

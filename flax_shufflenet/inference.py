@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from flax_shufflenet import kernels
 from flax_shufflenet.architecture import Architecture
-from flax_shufflenet.layers import ConvBN, Linear
+from flax_shufflenet.layers import ConvBN, Linear, leaky_relu
 from flax_shufflenet.model import ShuffleNetV2, average_pool, max_pool
 
 FeatureMap = Float[Array, "n h w _"]
@@ -86,18 +86,22 @@ class FusedNet:
 
 
 class _Conv(NamedTuple):
-    """A convolution with a bias and, if ``relu``, a ReLU; ``kernel`` is [kh kw cin/groups cout], ``bias`` [cout]."""
+    """A convolution with a bias and, if ``relu``, a ReLU, or a LeakyReLU where the slope is not 0; ``kernel`` is
+    [kh kw cin/groups cout], ``bias`` [cout]."""
 
     kernel: np.ndarray
     bias: np.ndarray
     stride: int
     groups: int
     relu: bool
+    negative_slope: float
 
     def apply(self, x: FeatureMap) -> Float[Array, "n oh ow cout"]:
         y = kernels.conv2d(x, jnp.asarray(self.kernel), stride=self.stride, groups=self.groups)
         y = y.astype(self.bias.dtype) + self.bias
-        return (jax.nn.relu(y) if self.relu else y).astype(x.dtype)
+        if self.relu:
+            y = leaky_relu(y, self.negative_slope) if self.negative_slope else jax.nn.relu(y)
+        return y.astype(x.dtype)
 
 
 class _Piece(NamedTuple):
@@ -136,16 +140,21 @@ class _Net(NamedTuple):
     stem: _Conv
     stages: tuple[_Stage, ...]
     last: _Branch
+    """Without any convolution where the net ends after its last stage."""
+    order: np.ndarray
+    """For each feature, where in what ``last`` returns it is."""
     classifier: tuple[np.ndarray, np.ndarray | None] | None
 
     def apply(self, images: Images) -> Float[Array, "n out"]:
         x = self.stem.apply(images)
-        maps = [max_pool(x) if self.architecture.stem_pool else x]
+        maps = [max_pool(x, ceil=self.architecture.stem_pool_ceil) if self.architecture.stem_pool else x]
         for stage in self.stages:
             maps = [stage.left.apply(maps), stage.right.apply(maps)]
             for branch in stage.basics:
                 maps.append(branch.apply(maps))
         features = average_pool(self.last.apply(maps), self.architecture.pool_size)
+        if not self.last.convs:
+            features = features[:, self.order]
         if self.classifier is None:
             return features
         kernel, bias = self.classifier
@@ -189,7 +198,12 @@ def _fold(unit: ConvBN, rows: np.ndarray | slice = slice(None), columns: np.ndar
     dtype = jnp.dtype(conv.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)  # as the net's batch normalisation adds it
     return _Conv(
-        kernel[:, :, rows][..., columns].astype(dtype), bias[columns].astype(wide), conv.stride, conv.groups, unit.relu
+        kernel[:, :, rows][..., columns].astype(dtype),
+        bias[columns].astype(wide),
+        conv.stride,
+        conv.groups,
+        unit.relu,
+        unit.negative_slope,
     )
 
 
@@ -225,7 +239,8 @@ def _fold_net(model: ShuffleNetV2) -> _Net:
         architecture,
         _fold(model.stem),
         tuple(stages),
-        _Branch(inputs, (_fold(model.last, order),)),
+        _Branch(inputs, (_fold(model.last, order),) if architecture.last_width else ()),
+        np.argsort(order),
         _fold_classifier(model.classifier) if architecture.num_classes else None,
     )
 
@@ -253,7 +268,10 @@ def _channels_read(architecture: Architecture, widths: Sequence[int]) -> list[Ch
 
 def _joined(parts: Iterable[Channels], architecture: Architecture) -> Channels:
     channels = np.concatenate(list(parts))
-    return _shuffled(channels, architecture.shuffle_groups) if architecture.shuffle == "after" else channels
+    if architecture.shuffle == "before":
+        return channels
+    groups = architecture.shuffle_groups
+    return _shuffled(channels, groups if architecture.shuffle == "after" else len(channels) // groups)
 
 
 def _shuffled(channels: Channels, groups: int) -> Channels:

@@ -50,9 +50,9 @@ class BatchNorm(nnx.Module):
     """
 
     momentum = 0.1
-    epsilon = 1e-5
 
-    def __init__(self, channels: int, *, param_dtype: DTypeLike) -> None:
+    def __init__(self, channels: int, *, epsilon: float = 1e-5, param_dtype: DTypeLike) -> None:
+        self.epsilon = epsilon
         constant = initializers.constant
         self.scale = nnx.Param(constant(1, (channels,), param_dtype))
         self.bias = nnx.Param(constant(0, (channels,), param_dtype))
@@ -99,8 +99,14 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
 
+def leaky_relu(x: Float[Array, "*shape"], negative_slope: float) -> Float[Array, "*shape"]:
+    """``x`` above zero, ``negative_slope * x`` elsewhere; at zero its gradient is the slope, as PyTorch's is."""
+    return jnp.where(x > 0, x, negative_slope * x)
+
+
 class ConvBN(nnx.Module):
-    """Convolution, batch normalisation and, where asked for, ReLU: the unit that every block is made of."""
+    """Convolution, batch normalisation and, where asked for, ReLU or, with a slope, LeakyReLU: the unit that every
+    block is made of."""
 
     def __init__(
         self,
@@ -111,7 +117,9 @@ class ConvBN(nnx.Module):
         stride: int = 1,
         groups: int = 1,
         relu: bool = False,
+        negative_slope: float = 0.0,
         conv_bias: bool = False,
+        bn_epsilon: float = 1e-5,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -127,12 +135,15 @@ class ConvBN(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.bn = BatchNorm(out_channels, param_dtype=param_dtype)
+        self.bn = BatchNorm(out_channels, epsilon=bn_epsilon, param_dtype=param_dtype)
         self.relu = relu
+        self.negative_slope = negative_slope
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow cout"]:
         x = self.conv(x)
-        return self.bn.with_relu(x) if self.relu else self.bn(x)
+        if not self.relu:
+            return self.bn(x)
+        return leaky_relu(self.bn(x), self.negative_slope) if self.negative_slope else self.bn.with_relu(x)
 
 
 class Linear(nnx.Module):

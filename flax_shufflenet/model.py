@@ -36,6 +36,18 @@ def channel_concat(left: Float[Array, "n h w left"], right: Float[Array, "n h w 
         return jnp.concatenate([left, right], axis=-1)
 
 
+def _unshuffle(x: FeatureMap, groups: int) -> FeatureMap:
+    """The inverse of interleaving g runs is interleaving c / g runs: with 2, even channels first, then odd."""
+    return channel_shuffle(x, x.shape[-1] // groups)
+
+
+def _shuffle_after(x: FeatureMap, shuffle: str, groups: int) -> FeatureMap:
+    """What a block does with its result under ``Architecture.shuffle``."""
+    if shuffle == "after":
+        return channel_shuffle(x, groups)
+    return _unshuffle(x, groups) if shuffle == "reverse" else x
+
+
 def _pointwise(in_channels: int, out_channels: int, **options) -> ConvBN:
     return ConvBN(in_channels, out_channels, kernel_size=1, **options)
 
@@ -68,11 +80,9 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         if self.shuffle == "before":
-            # The inverse of interleaving g runs is interleaving c / g runs: even channels first, then odd.
-            x = channel_shuffle(x, x.shape[-1] // self.groups)
+            x = _unshuffle(x, self.groups)
         passed, x = channel_split(x, self.passed)
-        x = channel_concat(passed, _chain(self.branch, x))
-        return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
+        return _shuffle_after(channel_concat(passed, _chain(self.branch, x)), self.shuffle, self.groups)
 
 
 class DownBlock(nnx.Module):
@@ -100,12 +110,13 @@ class DownBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> OtherMap:
-        x = channel_concat(_chain(self.left, x), _chain(self.right, x))
-        return channel_shuffle(x, self.groups) if self.shuffle == "after" else x
+        return _shuffle_after(channel_concat(_chain(self.left, x), _chain(self.right, x)), self.shuffle, self.groups)
 
 
 class ShuffleNetV2(nnx.Module):
     """The whole net: stem, stages, a last 1x1 convolution, average pooling and a linear classifier.
+
+    Architectures may leave out the last convolution and the classifier.
 
     Args:
         architecture: which net, for instance ``flax_shufflenet.seed(net_size=1.0)``.
@@ -123,7 +134,12 @@ class ShuffleNetV2(nnx.Module):
             raise ValueError("float64 needs jax.config.update('jax_enable_x64', True)")
         param_dtype = jnp.promote_types(dtype, jnp.float32)
         linear_options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options = {**linear_options, "conv_bias": architecture.conv_bias}
+        options = {
+            **linear_options,
+            "conv_bias": architecture.conv_bias,
+            "negative_slope": architecture.negative_slope,
+            "bn_epsilon": architecture.bn_epsilon,
+        }
         self.architecture = architecture
         self.stem = ConvBN(
             3,
@@ -140,26 +156,38 @@ class ShuffleNetV2(nnx.Module):
             basics = [BasicBlock(stage_width, architecture, **options) for _ in range(blocks)]
             self.stages.append(nnx.List([down, *basics]))
             width = stage_width
-        self.last = _pointwise(width, architecture.last_width, relu=True, **options)
+        if architecture.last_width:
+            self.last = _pointwise(width, architecture.last_width, relu=True, **options)
         self.dropout = nnx.Dropout(architecture.dropout)
         if architecture.num_classes:
             self.classifier = Linear(
-                architecture.last_width, architecture.num_classes, bias=architecture.head_bias, **linear_options
+                architecture.features_width, architecture.num_classes, bias=architecture.head_bias, **linear_options
             )
 
+    def stage_features(self, images: Float[Array, "n h w 3"]) -> list[OtherMap]:
+        """What each stage returns, the first stage first: the feature maps that a detector reads.
+
+        The last convolution is no stage; where a net has one, ``model.last`` of the last map is its map.
+        """
+        x = self.stem(images)
+        if self.architecture.stem_pool:
+            x = max_pool(x, ceil=self.architecture.stem_pool_ceil)
+        maps = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+            maps.append(x)
+        return maps
+
     def features(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n features"]:
-        """What the classifier sees: the last convolution's channels, averaged over the image.
+        """What the classifier sees: the channels of the last convolution, or of the last stage where there is none,
+        averaged over the image.
 
         Raises:
             ValueError: the architecture pools with a window that this image size does not leave one value of.
         """
-        x = self.stem(images)
-        if self.architecture.stem_pool:
-            x = max_pool(x)
-        for stage in self.stages:
-            for block in stage:
-                x = block(x)
-        return average_pool(self.last(x), self.architecture.pool_size)
+        x = self.stage_features(images)[-1]
+        return average_pool(self.last(x) if self.architecture.last_width else x, self.architecture.pool_size)
 
     def __call__(self, images: Float[Array, "n h w 3"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "n out"]:
         """Class scores before the softmax, in the net's dtype; the features where there is no classifier.
@@ -172,11 +200,19 @@ class ShuffleNetV2(nnx.Module):
         return self.classifier(features) if self.architecture.num_classes else features
 
 
-def max_pool(x: FeatureMap) -> OtherMap:
-    """PyTorch's 3x3 max-pool of stride 2 with padding 1."""
+def max_pool(x: FeatureMap, *, ceil: bool = False) -> OtherMap:
+    """PyTorch's 3x3 max-pool of stride 2 with padding 1; if ``ceil``, with ``padding=0, ceil_mode=True``.
+
+    Raises:
+        ValueError: ``ceil``, and a map of one row or column, of which that leaves nothing.
+    """
     # NumPy's: JAX finds the gradient of a pool only where it can see the first value while it traces.
     lowest = np.array(-np.inf, x.dtype)
-    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    # Under ceil_mode an odd side's last window ends at its last pixel, and an even side's one pixel later.
+    sides = (0, 1) if ceil else (1, 1)
+    if ceil and 1 in x.shape[1:3]:
+        raise ValueError(f"the stem's max-pool leaves nothing of a map of {x.shape[1]}x{x.shape[2]}; use larger images")
+    padding = ((0, 0), sides, sides, (0, 0))
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 

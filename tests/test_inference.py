@@ -51,6 +51,10 @@ ARCHITECTURES = {
     "middle of input width": small("seed", down_middle="input"),
     "before, other halves": small("megvii", stage_widths=(10, 26), pool_size=0),
     "backbone": small("seed", num_classes=0),
+    "no last convolution": small("seed", last_width=0),
+    "no last convolution, no head": small("megvii", last_width=0, num_classes=0, pool_size=0),
+    "shuffled the other way round": small("seed", shuffle="reverse", last_width=0, num_classes=0),
+    "LeakyReLU": small("weiaicunzai", negative_slope=0.1, bn_epsilon=0.1, stem_relu=True),
     "no basic blocks": small("seed", stage_blocks=(0, 0), dropout=0.5),
     "one stage": small("kuangliu", stage_widths=(6,), stage_blocks=(5,), stem_width=1, stem_stride=3),
 }

@@ -1,15 +1,21 @@
 """What a user of the net relies on: sizes, modes, dtypes, image sizes, and errors that say what is wrong."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 import flax_shufflenet as fs
-from convert.verify import relative_error
+from convert.verify import FLOAT64_BAR, relative_difference, relative_error
+from flax_shufflenet import functional
+from flax_shufflenet.layers import ConvBN
+from flax_shufflenet.model import max_pool
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -104,6 +110,55 @@ def test_a_backbone_returns_its_features() -> None:
     assert apply(backbone, images(2)).shape == (2, 24)
 
 
+def test_a_net_may_end_after_its_last_stage() -> None:
+    model = fs.ShuffleNetV2(dataclasses.replace(SMALL, last_width=0), rngs=nnx.Rngs(0))
+    assert apply(model, images(2)).shape == (2, 10)
+    model.eval()
+    maps = nnx.jit(lambda model, batch: model.stage_features(batch))(model, images(2, 33, 47))
+    assert [each.shape for each in maps] == [(2, 17, 24, 8), (2, 9, 12, 16)]
+    features = nnx.jit(lambda model, batch: model.features(batch))(model, images(2, 33, 47))
+    np.testing.assert_allclose(features, maps[-1].mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("size", [(2, 3), (16, 17), (5, 8)])
+def test_both_max_pools_are_pytorchs(ceil: bool, size: tuple[int, int]) -> None:
+    batch = images(2, *size)
+    pool = torch.nn.MaxPool2d(3, stride=2, padding=0 if ceil else 1, ceil_mode=ceil)
+    theirs = pool(torch.from_numpy(np.array(batch).transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(max_pool(batch, ceil=ceil), theirs)
+
+
+def test_the_max_pool_without_padding_needs_two_rows() -> None:
+    with pytest.raises(ValueError, match="leaves nothing of a map of 1x5"):
+        max_pool(images(1, 1, 5), ceil=True)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("train", [False, True])
+def test_leaky_relus_and_epsilon_are_pytorchs_and_so_are_their_gradients(train: bool) -> None:
+    options = {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    unit = ConvBN(3, 5, kernel_size=3, relu=True, negative_slope=0.1, bn_epsilon=1e-3, **options)
+    unit.bn.bias.set_value(jnp.linspace(-1, 1, 5))
+    batch = images(2, 6, 7).astype(jnp.float64) / 20
+    kernel = torch.from_numpy(np.array(unit.conv.kernel[...]).transpose(3, 2, 0, 1))
+    theirs = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.nn.BatchNorm2d(5, eps=1e-3), torch.nn.LeakyReLU(0.1)
+    ).double()
+    theirs[0].weight.data, theirs[1].bias.data = kernel, torch.linspace(-1, 1, 5, dtype=torch.float64)
+    theirs.train(train)
+    unit.train() if train else unit.eval()
+
+    x = torch.from_numpy(np.array(batch).transpose(0, 3, 1, 2).copy()).requires_grad_()
+    output = theirs(x)
+    output.square().sum().backward()
+    structure, *arrays = functional.split(unit)
+    ours, vjp = jax.vjp(lambda batch: structure.apply(*arrays, batch)[0], batch)
+    (gradient,) = vjp(2 * ours)
+    for one, other in ((ours, output.detach()), (gradient, x.grad)):
+        assert relative_difference(np.asarray(one), other.numpy().transpose(0, 2, 3, 1)) <= FLOAT64_BAR
+
+
 def test_dropout_needs_a_source_of_randomness_in_train_mode_only() -> None:
     architecture = fs.Architecture(stage_widths=(8,), stage_blocks=(0,), last_width=24, dropout=0.5)
     model = fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0))
@@ -149,6 +204,10 @@ def test_float32_outputs_at_default_precision_choose_the_same_classes(small: fs.
         ({"stage_blocks": (1, -1, 1)}, "stage_blocks"),
         ({"down_left": "input", "stem_width": 8}, "leaves nothing"),
         ({"shuffle": "before", "split_ratio": 0.25}, "even and odd"),
+        ({"negative_slope": float("nan")}, "negative_slope"),
+        ({"negative_slope": 1.0}, "negative_slope"),
+        ({"bn_epsilon": 0.0}, "bn_epsilon"),
+        ({"stem_pool_ceil": True}, "this net has none"),
     ],
 )
 def test_impossible_nets_are_refused_with_the_reason(change: dict, message: str) -> None:
@@ -162,6 +221,22 @@ def test_unknown_sizes_and_families_are_refused_with_the_choices() -> None:
         fs.seed(3.0)
     with pytest.raises(ValueError, match="seed, kuangliu"):
         fs.preset("resnet")
+
+
+def test_an_architecture_written_before_a_field_existed_has_its_default() -> None:
+    fields = json.loads(SMALL.to_json())
+    for name in ("stem_pool_ceil", "negative_slope", "bn_epsilon"):
+        del fields[name]
+    assert fs.Architecture.from_json(json.dumps(fields)) == SMALL
+    del fields["pool_size"]
+    with pytest.raises(ValueError, match="an architecture has the fields"):
+        fs.Architecture.from_json(json.dumps(fields))
+
+
+def test_a_net_that_an_earlier_version_saved_loads() -> None:
+    path = Path(__file__).parent.parent / "results" / "shufflenet_0.5_cifar10.safetensors"
+    assert "negative_slope" not in fs.read_metadata(path)["architecture"]
+    assert fs.load(path).architecture == fs.seed(0.5)
 
 
 @pytest.mark.parametrize("family", fs.FAMILIES)
