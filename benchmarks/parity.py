@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 import flax_shufflenet as fs
+from benchmarks.report import installed_versions
 from convert import api
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
-from convert.report import versions
 from convert.select import Stem
 from convert.verify import FLOAT32_BAR, FLOAT64_BAR
 from flax_shufflenet.files import write_whole
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--sizes", nargs="+", type=float, choices=SIZES, default=SIZES)
     arguments = parser.parse_args()
-    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+    print(", ".join(f"{name} {number}" for name, number in installed_versions().items()))
     print(f"bars: float64 {FLOAT64_BAR:.0e}; float32 {FLOAT32_BAR:g} times PyTorch's own error; outputs, eval mode\n")
     print("| layout | size | tensors | float64 difference | float32 error, JAX | PyTorch | ratio | there and back | |")
     print("|---|---|---|---|---|---|---|---|---|")

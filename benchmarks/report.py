@@ -1,7 +1,6 @@
 """The figures as a table for people and as JSON for programs."""
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import sys
@@ -17,6 +16,7 @@ from benchmarks.case import IMAGE_SIDE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, C
 from benchmarks.contenders import PROJECT
 from benchmarks.harness import Result
 from benchmarks.summary import Row, floor_seconds, summarise
+from flax_shufflenet.versions import NOT_INSTALLED, versions
 
 _PACKAGES = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "onnx", "onnxruntime", "openvino")
 
@@ -40,21 +40,16 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def installed_versions() -> dict[str, str]:
+    """Of Python and of those packages that take part and are there."""
+    return {name: number for name, number in versions(*_PACKAGES).items() if number != NOT_INSTALLED}
 
 
 def heading(measured: str) -> str:
     """What ran on what; ``measured`` is how often, such as "7 rounds"."""
     machine = hardware()
     vectors = "AVX-512" if "avx512f" in machine["vector_extensions"] else "no AVX-512"
-    shown = ", ".join(f"{name} {number}" for name, number in versions().items())
+    shown = ", ".join(f"{name} {number}" for name, number in installed_versions().items())
     return (
         f"{machine['cpu']} ({vectors}), {machine['cores']} cores, {settings.THREADS} threads each, "
         f"load {machine['load']:.2f} at the start; {measured}, float32 unless said otherwise, "
@@ -117,7 +112,7 @@ def as_json(results: Sequence[Result], command: Sequence[str], rounds: int, mach
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": ["python", "-m", "benchmarks", *command],
         "hardware": machine,
-        "versions": versions(),
+        "versions": installed_versions(),
         "settings": {
             "rounds": rounds,
             "threads": settings.THREADS,

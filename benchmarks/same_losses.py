@@ -18,10 +18,10 @@ import torch
 from flax import nnx
 
 import flax_shufflenet as fs
+from benchmarks.report import installed_versions
 from benchmarks.torch_training import Batches, Trainer, learning_rates, use_all_cores
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
-from convert.report import versions
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import data
 from flax_shufflenet.training.config import Config, OptionError, TrainingError, default_data_dir
@@ -158,7 +158,7 @@ def main() -> int:
         return 2 if isinstance(error, OptionError) else 1
     total_steps = config.epochs * (len(dataset.train_labels) // config.batch_size)
     threads = use_all_cores()
-    print(", ".join(f"{name} {number}" for name, number in versions().items()) + f"; {threads} threads")
+    print(", ".join(f"{name} {number}" for name, number in installed_versions().items()) + f"; {threads} threads")
     print(
         f"ShuffleNetV2 {config.net_size} on {dataset.name}, batch {config.batch_size}, learning rate "
         f"{config.learning_rate} along a cosine of {total_steps:,} steps, augmented, the same weights and batches"

@@ -24,6 +24,7 @@ class ConvBN(nnx.Module):
         groups: int = 1,
         relu: bool = False,
         dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         self.conv = nnx.Conv(
@@ -34,10 +35,13 @@ class ConvBN(nnx.Module):
             padding=side // 2,
             feature_group_count=groups,
             use_bias=False,
-            param_dtype=dtype,
+            dtype=dtype,
+            param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.bn = nnx.BatchNorm(out_channels, momentum=0.9, epsilon=1e-5, param_dtype=dtype, rngs=rngs)
+        self.bn = nnx.BatchNorm(
+            out_channels, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.relu = relu
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,10 +100,12 @@ class DownBlock(nnx.Module):
 
 
 class StockShuffleNetV2(nnx.Module):
-    """The seed's widths and depths; of ``architecture`` nothing else is looked at."""
+    """The seed's widths and depths; of ``architecture`` nothing else is looked at. ``dtype`` is what it computes in;
+    parameters and statistics are float32, and float64 only under float64."""
 
     def __init__(self, architecture: Architecture, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
-        options = {"dtype": dtype, "rngs": rngs}
+        dtypes = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+        options = {**dtypes, "rngs": rngs}
         width = architecture.stem_width
         self.stem = ConvBN(3, width, side=3, relu=True, **options)
         self.stages = nnx.List()
@@ -108,7 +114,7 @@ class StockShuffleNetV2(nnx.Module):
             self.stages.append(nnx.List([down, *(BasicBlock(stage_width, **options) for _ in range(blocks))]))
             width = stage_width
         self.last = ConvBN(width, architecture.last_width, relu=True, **options)
-        self.classifier = nnx.Linear(architecture.last_width, architecture.num_classes, param_dtype=dtype, rngs=rngs)
+        self.classifier = nnx.Linear(architecture.last_width, architecture.num_classes, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.stem(x)
@@ -121,7 +127,7 @@ class StockShuffleNetV2(nnx.Module):
 def with_weights_of(model: ShuffleNetV2) -> StockShuffleNetV2:
     """The stock net with a model's weights and statistics; a batch count is the only thing it has no place for."""
     arrays = flat_arrays(model)
-    dtype = arrays["classifier.kernel"].dtype
+    dtype = model.stem.conv.dtype
     abstract = nnx.eval_shape(lambda: StockShuffleNetV2(model.architecture, dtype=dtype, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract)
     filled = [(path, variable.replace(arrays[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 import flax_shufflenet as fs
+from benchmarks.report import installed_versions
 from convert import api
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
-from convert.report import versions
 from convert.select import Stem
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import data
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10")
     parser.add_argument("--stem", choices=("cifar", "imagenet"), help="where the tensors cannot tell")
     arguments = parser.parse_args()
-    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+    print(", ".join(f"{name} {number}" for name, number in installed_versions().items()))
     try:
         measure(arguments.checkpoint, arguments.stem, arguments.dataset, arguments.data_dir)
     except (ConvertError, TrainingError) as error:

@@ -1,20 +1,15 @@
 """What a conversion found, did and measured, as text for the screen and as a certificate to keep."""
 
 import json
-import platform
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import jax
 
 from convert.verify import FLOAT32_BAR, FLOAT64_BAR, Proof
 from flax_shufflenet import Architecture
+from flax_shufflenet.versions import versions
 
-
-def versions() -> dict[str, str]:
-    """Of everything that takes part in a conversion."""
-    packages = ("flax-shufflenet", "jax", "flax", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+_PACKAGES = ("flax-shufflenet", "jax", "flax", "torch", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Report:
     proof: Proof
     target: str = "Flax"
     mapped: str = "by name, none left over; mapped back they are the same bit for bit"
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=lambda: versions(*_PACKAGES))
 
     def lines(self) -> list[str]:
         """For the screen; each line stands on its own."""

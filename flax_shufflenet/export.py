@@ -144,7 +144,7 @@ def compare(program: bytes, net: Callable, size: int, device: Any) -> float:
 
 
 def _describe(options: Options, expected: "Preprocessing", classes: int, largest: float) -> dict[str, Any]:
-    from importlib.metadata import version
+    from flax_shufflenet.versions import versions
 
     what = f"[n, {classes}], class scores before the softmax" if classes else "features"
     return {
@@ -157,7 +157,7 @@ def _describe(options: Options, expected: "Preprocessing", classes: int, largest
         "class_names": expected.class_names,
         "assumed": expected.assumed,
         "largest_difference": largest,
-        "versions": {name: version(name) for name in ("flax-shufflenet", "jax", "jaxlib")},
+        "versions": versions("flax-shufflenet", "jax", "jaxlib"),
     }
 
 

@@ -16,6 +16,14 @@ def pytest_report_header() -> str:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share fixtures and programs: they go to one worker, where they name no group of their own."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores; PyTorch's threads, which wait in a loop, would take them from each other.
     torch.set_num_threads(1)

@@ -1,9 +1,7 @@
 """What a run says of itself: on the screen, in the first line of its metrics, and in the net's file."""
 
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,9 @@ from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.recipe import describe
+from flax_shufflenet.versions import versions
+
+_PACKAGES = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy")
 
 _WIDTH_WITH_BAR = 110  # characters; the figures come first
 
@@ -70,12 +71,6 @@ def _where() -> str:
     return f"{count} devices ({first.device_kind})" + (f" of {processes} processes" if processes > 1 else "")
 
 
-def versions() -> dict[str, str]:
-    """Of Python, and of the packages that the result depends on."""
-    packages = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     """The first line of the metrics."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
@@ -88,7 +83,7 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "platform": jax.default_backend(),
-        "versions": versions(),
+        "versions": versions(*_PACKAGES),
     }
 
 
@@ -103,5 +98,5 @@ def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epoch
         "test_accuracy": str(evaluation.accuracy),
         "test_flip": json.dumps(config.test_flip),
         "epochs": str(epochs),
-        "versions": json.dumps(versions()),
+        "versions": json.dumps(versions(*_PACKAGES)),
     }
