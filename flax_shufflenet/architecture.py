@@ -145,6 +145,11 @@ class Architecture:
                 raise ValueError(f"stage width {width} leaves nothing beside a left branch of {width_before}")
             width_before = width
 
+    @property
+    def shrinking(self) -> int:
+        """Pixels of the image for each value of the last feature map, in either direction."""
+        return self.stem_stride * (2 if self.stem_pool else 1) * 2 ** len(self.stage_widths)
+
     def passed_width(self, width: int) -> int:
         """Channels, of ``width``, that a basic block passes on untouched."""
         return int(width * self.split_ratio)

@@ -16,7 +16,7 @@ from convert.layouts import LAYOUTS, Layout
 from convert.verify import compiler_options
 from flax_shufflenet import Architecture, functional
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
-from torch_ref.randomise import randomise
+from torch_ref.randomise import keep_from_kinks, randomise
 
 # The bars of float64: the same function; ten steps let rounding grow.
 FLOAT64_BAR = 1e-10
@@ -150,44 +150,6 @@ def random_tensors(pair: Pair) -> dict[str, torch.Tensor]:
 
 
 def random_tensors_far_from_kinks(pair: Pair) -> dict[str, torch.Tensor]:
-    """Random weights whose ReLUs pass or stop a channel as a whole, whatever the batch.
-
-    A gradient jumps where a ReLU is at its kink: rounding tips one of millions, and from there on the difference
-    is thousands of times rounding, on either side and by chance. A bias of 12 standard deviations keeps every
-    value away from zero, and three channels in four open.
-    """
-    net = randomise(pair.torch_net.float())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                signs = (torch.rand(module.bias.shape, generator=generator) < 0.75) * 2.0 - 1
-                module.bias.copy_(12 * signs * module.weight)
+    """Random weights whose ReLUs pass or stop a channel as a whole, whatever the batch."""
+    net = keep_from_kinks(randomise(pair.torch_net.float()))
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-
-def layer_scales(truth: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """What a difference in each array is measured against: the largest value of the array, or for a scale or bias
-    the larger of the two. A bias whose effect the next normalisation removes has a true gradient of zero, and its
-    rounding says nothing on its own; the scale beside it has the same unit."""
-    scales = {}
-    for name in truth:
-        layer, _, kind = name.rpartition(".")
-        siblings = [f"{layer}.scale", f"{layer}.bias"] if kind in ("scale", "bias") else [name]
-        scales[name] = max(float(np.abs(truth[sibling]).max()) for sibling in siblings if sibling in truth) or 1.0
-    return scales
-
-
-def worst_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """The largest relative difference over all arrays, and where it is."""
-    assert a.keys() == b.keys()
-    scales = layer_scales(b)
-    return max((float(np.abs(a[name] - b[name]).max()) / scales[name], name) for name in b)
-
-
-def pooled_error(a: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> float:
-    """Root mean square over all arrays of the errors, each array's relative to its scale."""
-    assert a.keys() == truth.keys()
-    scales = layer_scales(truth)
-    errors = [((a[name].astype(np.float64) - truth[name]) / scales[name]).ravel() for name in truth]
-    return float(np.sqrt(np.mean(np.square(np.concatenate(errors)))))

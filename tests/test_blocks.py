@@ -12,6 +12,7 @@ from flax import nnx
 
 import flax_shufflenet as fs
 import torch_ref
+from benchmarks.differences import worst_difference
 from convert.verify import relative_difference
 from flax_shufflenet import functional
 from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
@@ -138,7 +139,7 @@ def test_block_in_train_mode_with_every_gradient_and_statistic(block: str, shape
     copy_units([unit for branch in units for unit in branch], list(zip(modules, norms, strict=True)))
     _, expected_gradients, expected_statistics = functional.split(expected)
     names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(ours, nnx.Param))]
-    difference, name = tools.worst_difference(
+    difference, name = worst_difference(
         dict(zip(names, gradients[0], strict=True)), dict(zip(names, expected_gradients, strict=True))
     )
     assert difference <= tools.FLOAT64_BAR, name

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import flax_shufflenet as fs
+from benchmarks.differences import pooled_error, worst_difference
 from convert.verify import relative_difference, relative_error
 
 pytestmark = pytest.mark.device
@@ -90,7 +91,7 @@ def test_every_gradient_and_statistic_is_the_same_in_float64(
     case: tuple, kind: str, float64: None, record_property: Record
 ) -> None:
     measured = compare(case, "float64")
-    difference, name = tools.worst_difference(getattr(measured.jax, kind), getattr(measured.torch_64, kind))
+    difference, name = worst_difference(getattr(measured.jax, kind), getattr(measured.torch_64, kind))
     check_float64(difference, tools.FLOAT64_BAR, record_property, name)
 
 
@@ -109,8 +110,8 @@ def test_float32_outputs_are_as_exact_as_pytorchs(
 def test_float32_statistics_are_as_exact_as_pytorchs(case: tuple, float64: None, record_property: Record) -> None:
     measured = compare(case, "float32")
     truth = measured.torch_64.statistics
-    error = tools.pooled_error(measured.jax.statistics, truth)
-    check_float32(error, tools.pooled_error(measured.torch_32.statistics, truth), record_property)
+    error = pooled_error(measured.jax.statistics, truth)
+    check_float32(error, pooled_error(measured.torch_32.statistics, truth), record_property)
 
 
 @in_float32
@@ -119,8 +120,8 @@ def test_float32_gradients_away_from_kinks_are_as_exact_as_pytorchs(
 ) -> None:
     measured = compare(case, "float32", far_from_kinks=True)
     truth = measured.torch_64.gradients
-    error = tools.pooled_error(measured.jax.gradients, truth)
-    check_float32(error, tools.pooled_error(measured.torch_32.gradients, truth), record_property)
+    error = pooled_error(measured.jax.gradients, truth)
+    check_float32(error, pooled_error(measured.torch_32.gradients, truth), record_property)
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0])
@@ -145,7 +146,7 @@ def test_default_precision_is_that_of_the_devices_matrix_units(size: float, reco
         record_property(output, error)
         assert error <= 16 * rounding
     for kind in ("gradients", "statistics"):
-        error = tools.pooled_error(getattr(ours, kind), getattr(truth, kind))
+        error = pooled_error(getattr(ours, kind), getattr(truth, kind))
         record_property(kind, error)
         assert error <= 32 * rounding
     record_property("error", relative_error(ours.eval_output, truth.eval_output))
@@ -197,5 +198,5 @@ def test_ten_sgd_steps_are_the_same_in_float64(case: tuple, float64: None, recor
     ours = net.named(parameters, statistics)
     counts = {name for name in ours if name.endswith(".num_batches_tracked")}
     assert all(ours.pop(name) == theirs.pop(name) for name in counts)
-    difference, name = tools.worst_difference(ours, theirs)
+    difference, name = worst_difference(ours, theirs)
     check_float64(difference, tools.FLOAT64_BAR_AFTER_STEPS, record_property, name)

@@ -131,6 +131,11 @@ def make_batch(
     return batch, labels[indices]
 
 
+def dropout_rngs(seed: int, step: int | Int32[Array, ""]) -> nnx.Rngs:
+    """What the net of step ``step``, counted from 0, draws the features from that it drops."""
+    return nnx.Rngs(dropout=jax.random.fold_in(_key(seed, _DROPOUT), step))
+
+
 Update = Callable[[TrainState, Float32[Array, "n h w 3"], Int32[Array, " n"]], tuple[TrainState, StepMetrics]]
 
 
@@ -144,7 +149,7 @@ def make_update(network: Functional, optimizer: optax.GradientTransformation, co
         state: TrainState, images: Float32[Array, "n h w 3"], labels: Int32[Array, " n"]
     ) -> tuple[TrainState, StepMetrics]:
         def loss_of(parameters: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
-            rngs = nnx.Rngs(dropout=jax.random.fold_in(_key(config.seed, _DROPOUT), state.step))
+            rngs = dropout_rngs(config.seed, state.step)
             logits, statistics = network.apply(parameters, state.statistics, images, rngs=rngs)
             loss = cross_entropy(logits, labels, smoothing=config.label_smoothing).mean()
             return loss, (logits, statistics)

@@ -1,0 +1,237 @@
+"""``python -m benchmarks.training_parity``: one step of ``train.py`` with a net of each family, against PyTorch.
+
+The step is the jitted and donated one that a run takes: it crops, mirrors and normalises a batch of its training
+images, and updates the net by SGD. The same batch goes through the layout's PyTorch module and ``torch.optim.SGD``.
+Weights and running statistics are random. Loss, gradients, running statistics and the parameters after the step are
+compared in float64, each array relative to its largest value.
+"""
+
+import argparse
+import copy
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F  # noqa: N812
+from flax import nnx
+from jax.typing import DTypeLike
+
+from benchmarks.differences import worst_difference
+from convert import mapping
+from convert.layouts import LAYOUTS, Layout
+from convert.report import versions
+from convert.verify import FLOAT64_BAR
+from flax_shufflenet import Architecture, preset
+from flax_shufflenet.functional import Functional, split
+from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.step import (
+    dropout_rngs,
+    epoch_order,
+    initial_state,
+    make_batch,
+    make_optimizer,
+    make_train_step,
+)
+from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
+from torch_ref.randomise import randomise
+
+# A learning rate that float32 holds exactly, since a schedule may be computed in that.
+CONFIG = Config(batch_size=4, epochs=10, learning_rate=0.125, momentum=0.9, weight_decay=5e-4)
+
+
+class Step(NamedTuple):
+    """What one step did: the loss before it, and the rest under Flax names."""
+
+    loss: float
+    gradients: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
+    parameters: dict[str, np.ndarray]
+
+
+class Case(NamedTuple):
+    """A net in PyTorch and the data of its step. The net is left in the state that it starts from."""
+
+    layout: Layout
+    architecture: Architecture
+    torch_net: torch.nn.Module
+    dataset: Dataset
+    config: Config
+
+    def arrays(self, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        return mapping.to_arrays(self.layout, self.architecture, tensors)
+
+
+def make_case(layout: str, architecture: Architecture, *, batch_size: int = 4) -> Case:
+    """Random weights, running statistics and images."""
+    return Case(
+        LAYOUTS[layout],
+        architecture,
+        randomise(LAYOUTS[layout].build_reference(architecture)),
+        _random_dataset(batch_size + 2, *image_size(architecture), architecture.num_classes),
+        dataclasses.replace(CONFIG, batch_size=batch_size),
+    )
+
+
+def image_size(architecture: Architecture) -> tuple[int, int]:
+    """Height and width of images that a net takes: uneven ones, where it does not insist on a square."""
+    if architecture.pool_size:
+        side = architecture.pool_size * architecture.shrinking
+        return side, side
+    return (65, 93) if architecture.stem_pool else (33, 47)
+
+
+def _random_dataset(count: int, height: int, width: int, classes: int) -> Dataset:
+    random = np.random.default_rng(0)
+    # Powers of two over 255: normalised values are then exact, wherever a compiler rounds.
+    std = tuple(power / 255 for power in (32, 64, 128))
+    return Dataset(
+        name="random",
+        source="random numbers",
+        train_images=random.integers(0, 256, (count, height, width, 3), dtype=np.uint8),
+        train_labels=random.integers(0, classes, count).astype(np.int32),
+        test_images=np.zeros((1, height, width, 3), np.uint8),
+        test_labels=np.zeros(1, np.int32),
+        class_names=tuple(map(str, range(classes))),
+        mean=tuple(factor * value for factor, value in zip((4, 1, 0.5), std, strict=True)),
+        std=std,
+        flip=True,
+    )
+
+
+def jax_step(case: Case, dtype: DTypeLike) -> Step:
+    """The step that ``train.py`` takes, with a net that computes in ``dtype``."""
+    arrays = cast_floats(case.arrays(case.torch_net.state_dict()), dtype)
+    model = from_arrays(case.architecture, arrays, dtype=dtype)
+    model.train()
+    network, parameters, statistics = split(model)
+    optimizer = make_optimizer(case.config, case.config.epochs)
+    state = initial_state(parameters, statistics, optimizer)
+    step = make_train_step(network, optimizer, case.config, case.dataset)
+    new_state, metrics = step(state, *_data(case))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the step did not take the state's memory"
+    # After one step, SGD's momentum is the gradient and the decay.
+    momentum = optax.tree_utils.tree_get(new_state.optimizer, "trace")
+    gradients = [
+        jnp.asarray(sum_, jnp.float64) - case.config.weight_decay * jnp.asarray(parameter, jnp.float64)
+        for sum_, parameter in zip(momentum, parameters, strict=True)
+    ]
+    after = _named(network, new_state.parameters, new_state.statistics)
+    return Step(
+        float(metrics.loss),
+        _without_statistics(_named(network, gradients, new_state.statistics)),
+        {name: array for name, array in after.items() if _is_statistic(name)},
+        _without_statistics(after),
+    )
+
+
+def _named(network: Functional, parameters: list[jax.Array], statistics: list[jax.Array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in flat_arrays(network.model(parameters, statistics)).items()}
+
+
+def torch_step(case: Case, dtype: torch.dtype) -> Step:
+    """The same step by the layout's module and ``torch.optim.SGD``."""
+    net = copy.deepcopy(case.torch_net).to(dtype)
+    for name, module in list(net.named_modules()):
+        if isinstance(module, torch.nn.Dropout):
+            net.set_submodule(name, _Times(_dropout_mask(case), dtype))
+    sgd = torch.optim.SGD(
+        net.parameters(),
+        case.config.learning_rate,
+        case.config.momentum,
+        weight_decay=case.config.weight_decay,
+        nesterov=True,
+    )
+    images, labels = jax.jit(lambda *data: make_batch(0, *data, case.config, case.dataset))(*_data(case))
+    x = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()).to(dtype)
+    loss = F.cross_entropy(net.train()(x), torch.from_numpy(np.asarray(labels, np.int64)))
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    sgd.step()
+    after = case.arrays(net.state_dict())
+    return Step(
+        loss.item(),
+        _without_statistics(case.arrays(net.state_dict() | gradients)),
+        {name: array for name, array in after.items() if _is_statistic(name)},
+        _without_statistics(after),
+    )
+
+
+class _Times(torch.nn.Module):
+    def __init__(self, factors: np.ndarray, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.factors = torch.from_numpy(factors).to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factors
+
+
+def _dropout_mask(case: Case) -> np.ndarray:
+    """What the step multiplies the features by."""
+    ones = jnp.ones((case.config.batch_size, case.torch_net.get_submodule(case.layout.head).in_features))
+    return np.array(nnx.Dropout(case.architecture.dropout)(ones, rngs=dropout_rngs(case.config.seed, 0)))
+
+
+def _data(case: Case) -> tuple[jax.Array, jax.Array, jax.Array]:
+    images, labels = jnp.asarray(case.dataset.train_images), jnp.asarray(case.dataset.train_labels)
+    return images, labels, epoch_order(case.config.seed, jnp.int32(0), len(images))
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith((".mean", ".var", ".num_batches_tracked"))
+
+
+def _without_statistics(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in arrays.items() if not _is_statistic(name)}
+
+
+class Differences(NamedTuple):
+    """The largest relative ones, and for arrays where they are."""
+
+    loss: float
+    gradients: tuple[float, str]
+    statistics: tuple[float, str]
+    parameters: tuple[float, str]
+
+    @property
+    def largest(self) -> float:
+        return max(self.loss, *(found[0] for found in self[1:]))
+
+
+def compare(ours: Step, theirs: Step) -> Differences:
+    return Differences(
+        abs(ours.loss - theirs.loss) / abs(theirs.loss),
+        *(worst_difference(getattr(ours, name), getattr(theirs, name)) for name in Differences._fields[1:]),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_parity", description=__doc__)
+    parser.add_argument("--families", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument("--size", type=float, choices=(0.5, 1.0, 1.5, 2.0), default=0.5)
+    arguments = parser.parse_args()
+    print(", ".join(f"{name} {number}" for name, number in versions().items()), f"on {jax.devices()[0].device_kind}")
+    print(f"size {arguments.size}, batch {CONFIG.batch_size}, float64, bar {FLOAT64_BAR:.0e}\n")
+    print("| family | images | loss | gradients | running statistics | parameters after the step | |")
+    print("|---|---|---|---|---|---|---|")
+    equal = True
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        for family in arguments.families:
+            case = make_case(family, preset(family, arguments.size))
+            found = compare(jax_step(case, jnp.float64), torch_step(case, torch.float64))
+            height, width = image_size(case.architecture)
+            figures = " | ".join(f"{figure:.1e}" for figure in (found.loss, *(place[0] for place in found[1:])))
+            same = found.largest <= FLOAT64_BAR
+            print(f"| {family} | {height}x{width} | {figures} | {'equal' if same else 'DIFFERS'} |", flush=True)
+            equal &= same
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
