@@ -148,11 +148,12 @@ def torch_step(case: Case, dtype: torch.dtype) -> Step:
         weight_decay=case.config.weight_decay,
         nesterov=True,
     )
-    images, labels = jax.jit(lambda *data: make_batch(0, *data, case.config, case.dataset))(*_data(case))
+    batch_of = jax.jit(lambda images, labels, order: make_batch(0, images, labels, order, case.config, case.dataset))
+    images, labels = batch_of(*_data(case))
     x = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()).to(dtype)
     loss = F.cross_entropy(net.train()(x), torch.from_numpy(np.asarray(labels, np.int64)))
     loss.backward()
-    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
     sgd.step()
     after = case.arrays(net.state_dict())
     return Step(
