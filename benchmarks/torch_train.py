@@ -145,7 +145,7 @@ def initial_net(config: Config, dataset: "Dataset", *, same_weights: bool) -> "t
     torch.manual_seed(config.seed)
     net = ShuffleNetV2(config.net_size, len(dataset.class_names))
     if same_weights:
-        net.load_state_dict(convert.to_torch(initial_model(config, dataset)[0]))
+        net.load_state_dict(convert.to_torch(initial_model(config, dataset, None)[0]))
     return net
 
 

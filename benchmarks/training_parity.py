@@ -181,7 +181,7 @@ def _dropout_mask(case: Case) -> np.ndarray:
 
 def _data(case: Case) -> tuple[jax.Array, jax.Array, jax.Array]:
     images, labels = jnp.asarray(case.dataset.train_images), jnp.asarray(case.dataset.train_labels)
-    return images, labels, epoch_order(case.config.seed, jnp.int32(0), len(images))
+    return images, labels, epoch_order(case.config.seed, 0, len(images))
 
 
 def _is_statistic(name: str) -> bool:

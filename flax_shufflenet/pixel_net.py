@@ -49,7 +49,6 @@ def of_pixels(net: Callable[[Array], Array], expected: Preprocessing) -> PixelNe
     """A net of normalised images, such as a model or what ``fuse`` makes of it, as a net of uint8 RGB images."""
 
     def run(pixels: UInt8[Array, "n h w 3"]) -> Float32[Array, "n out"]:
-        images = normalise(pixels, expected.mean, expected.std)
-        return net(images[..., ::-1] if expected.bgr else images).astype(jnp.float32)
+        return net(normalise(pixels, expected.mean, expected.std, bgr=expected.bgr)).astype(jnp.float32)
 
     return run

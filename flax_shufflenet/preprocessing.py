@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,12 +19,31 @@ CIFAR_STATISTICS = {
 }
 """Mean and standard deviation per channel, of pixel values from 0 to 1, that published CIFAR nets are trained with."""
 
-_ASSUMED = {
-    "cifar10": (CIFAR_STATISTICS["cifar10"], "CIFAR-10's"),
-    "cifar100": (CIFAR_STATISTICS["cifar100"], "CIFAR-100's"),
-    None: (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "ImageNet's"),
-}
+_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _RAW_STATISTICS = ((0.0,) * 3, (1 / 255,) * 3)  # leaves values from 0 to 255
+_UNIT_STATISTICS = ((0.0,) * 3, (1.0,) * 3)  # values from 0 to 1
+
+
+class _Input(NamedTuple):
+    """How nets of some origin take their images, and whose that is."""
+
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    whose: str
+    bgr: bool = False
+
+
+_BY_DATASET = {
+    "cifar10": _Input(CIFAR_STATISTICS["cifar10"], "CIFAR-10's"),
+    "cifar100": _Input(CIFAR_STATISTICS["cifar100"], "CIFAR-100's"),
+    None: _Input(_IMAGENET_STATISTICS, "ImageNet's"),
+}
+# Of the checkpoint layouts whose nets are trained in another way, by their authors' code.
+_BY_LAYOUT = {
+    "megvii": _Input(_RAW_STATISTICS, "the paper authors', values from 0 to 255", bgr=True),
+    "nanodet": _Input(_IMAGENET_STATISTICS, "ImageNet's", bgr=True),
+    "fastestdet": _Input(_UNIT_STATISTICS, "FastestDet's, values from 0 to 1", bgr=True),
+    "yolov5lite": _Input(_UNIT_STATISTICS, "YOLOv5's, values from 0 to 1"),
+}
 
 # The short side of ImageNet's images before the centre of 224x224 is cut out.
 _IMAGENET_SIDES = (224, 256)
@@ -79,9 +98,10 @@ def expected_by(
 ) -> Preprocessing:
     """What a net expects, by what was given, else by its file's metadata, else by what its architecture suggests.
 
-    A net converted from PyTorch has no such metadata. With a stem for large images it is taken for an ImageNet net;
-    with a stem for small ones and 10 or 100 classes, for one of CIFAR-10 or CIFAR-100. The paper authors' nets take
-    blue first and raw pixel values.
+    A net converted from PyTorch has no such metadata but its layout. With a stem for large images it is taken for an
+    ImageNet net; with a stem for small ones and 10 or 100 classes, for one of CIFAR-10 or CIFAR-100. Nets of some
+    layouts take other values, or blue first, as the paper authors' do. A net that averages a window is taken for one
+    of the image size that leaves just that.
 
     Raises:
         ValueError: the metadata cannot be read.
@@ -91,39 +111,57 @@ def expected_by(
     stored = _from_metadata(metadata, architecture.num_classes)
     assumed = {}
 
-    raw = architecture.shuffle == "before" and "mean" not in stored
-    statistics, whose = (_RAW_STATISTICS, "the paper authors', values from 0 to 255") if raw else _ASSUMED[cifar]
+    usual = _BY_LAYOUT.get(_layout(architecture, metadata), _BY_DATASET[cifar])
     if not (mean or "mean" in stored) or not (std or "std" in stored):
-        assumed["normalisation"] = whose
-    if raw:
-        assumed["channels"] = "blue, green, red, as the paper authors' nets take them"
+        assumed["normalisation"] = usual.whose
+    # Files in which training wrote the normalisation alone are of nets that took red first.
+    order = stored.get("channel_order") or ("bgr" if usual.bgr and "mean" not in stored else "rgb")
+    if order == "bgr" and "channel_order" not in stored:
+        assumed["channels"] = "blue, green, red, as the authors' nets take them"
 
     crop = "image_size" not in stored and for_large_images
+    if architecture.pool_size:
+        usual_size = architecture.pool_size * architecture.shrinking
+    else:
+        usual_size = _IMAGENET_SIDES[0] if for_large_images else 32
     if size is None and "image_size" not in stored:
-        assumed["image size"] = "short side 256, centre 224x224" if crop else "32x32, the whole image stretched to it"
+        whole = f"{usual_size}x{usual_size}"
+        assumed["image size"] = (
+            f"short side {_short_side(usual_size)}, centre {whole}"
+            if crop
+            else f"{whole}, the whole image stretched to it"
+        )
 
     names = class_names or stored.get("class_names") or (_CIFAR10_NAMES if cifar == "cifar10" else None)
     if class_names is None and "class_names" not in stored and architecture.num_classes:
         assumed["class names"] = "CIFAR-10's" if names else "none, classes are numbers counted from 0"
     return Preprocessing(
-        size=size or stored.get("image_size") or (_IMAGENET_SIDES[0] if for_large_images else 32),
+        size=size or stored.get("image_size") or usual_size,
         crop=crop,
-        mean=mean or stored.get("mean") or statistics[0],
-        std=std or stored.get("std") or statistics[1],
-        bgr=raw,
+        mean=mean or stored.get("mean") or usual.statistics[0],
+        std=std or stored.get("std") or usual.statistics[1],
+        bgr=order == "bgr",
         class_names=names or tuple(map(str, range(architecture.num_classes))),
         names_known="class_names" in stored,
         assumed=assumed,
     )
 
 
+def _layout(architecture: Architecture, metadata: Mapping[str, str]) -> str:
+    """The checkpoint layout that a net came in, as its file says or as its graph shows; empty where neither does."""
+    if "layout" in metadata or architecture.shuffle != "before":
+        return metadata.get("layout", "")
+    return "megvii" if architecture.last_width else "fastestdet"
+
+
 def _from_metadata(metadata: Mapping[str, str], num_classes: int) -> dict[str, Any]:
-    """``image_size``, ``mean``, ``std`` and ``class_names``, as far as the file has them."""
+    """``image_size``, ``mean``, ``std``, ``channel_order`` and ``class_names``, as far as the file has them."""
     stored = {}
     for name, what, valid in (
         ("image_size", "a whole number of pixels", lambda value: type(value) is int and value > 0),
         ("mean", "three numbers", _is_three_numbers),
         ("std", "three numbers above 0", lambda value: _is_three_numbers(value) and min(value) > 0),
+        ("channel_order", "rgb or bgr", lambda value: value in ("rgb", "bgr")),
         (
             "class_names",
             f"{num_classes} names",

@@ -251,6 +251,29 @@ def test_assumptions_follow_the_stem_and_the_class_count():
     assert expected("megvii", 1000, mean=(0.0,) * 3, std=(1.0,) * 3).bgr
 
 
+@pytest.mark.parametrize(
+    ("layout", "mean", "std", "bgr"),
+    [
+        ("megvii", 0.0, 1 / 255, True),
+        ("nanodet", 0.485, 0.229, True),
+        ("fastestdet", 0.0, 1.0, True),
+        ("yolov5lite", 0.0, 1.0, False),
+        ("torchvision", 0.485, 0.229, False),
+    ],
+)
+def test_nets_of_a_layout_are_taken_for_its_authors(layout, mean, std, bgr):
+    found = expected_by(fs.preset("torchvision", 0.5, 7), {"layout": layout})
+    assert (found.mean[0], found.std[0], found.bgr) == (mean, std, bgr)
+    assert ("channels" in found.assumed) == bgr
+
+
+def test_a_trained_nets_file_says_in_which_order_it_takes_the_channels():
+    net, normalisation = fs.preset("megvii", 0.5, 7), {"mean": "[0.0, 0.0, 0.0]", "std": "[1.0, 1.0, 1.0]"}
+    for order, bgr in ({"channel_order": '"bgr"'}, True), ({"channel_order": '"rgb"'}, False), ({}, False):
+        found = expected_by(net, normalisation | order)
+        assert (found.bgr, "channels" in found.assumed) == (bgr, False)
+
+
 def test_blue_comes_first_where_the_net_takes_it_so():
     expected = expected_by(fs.preset("megvii", 0.5), {}, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     pixels = np.array([[[[255, 102, 51]]]], np.uint8)

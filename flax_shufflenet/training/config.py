@@ -52,13 +52,14 @@ class TaskOptions:
     """Width of the net: 0.5, 1.0, 1.5 or 2.0."""
 
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
-    """Fine-tuning: a net.safetensors to start from. Its classifier is made anew if the classes are others."""
+    """Fine-tuning: a net.safetensors to start from. Its classifier is made anew if the classes are others, and it gets
+    images as it got them before: its size, normalisation and order of the channels."""
 
     dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|FOLDER")] = "cifar10"
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,
     the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val), of any kind that Pillow reads."""
 
-    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 32)")] = None
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 32, or INIT's)")] = None
     """Side of the squares that a folder's images are stretched to. The other datasets are 32x32."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
@@ -68,6 +69,10 @@ class TaskOptions:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How it is learnt."""
+
+    freeze: Literal["backbone", "none"] = "none"
+    """What stays as it is in INIT: the backbone, with its running statistics, so that only the classifier is trained;
+    or nothing."""
 
     no_flip: bool = False
     """Do not mirror half of the training images. Digits are never mirrored."""
@@ -188,6 +193,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             except ValueError as error:
                 raise OptionError(f"--{error}") from None
         check_dataset(self.dataset)
+        if self.freeze == "backbone" and self.init is None:
+            raise OptionError("--freeze backbone needs a net to start from: give --init, or leave it out")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise OptionError("--tensorboard needs tensorboardX: pip install -e '.[tensorboard]'")
         if self.image_size is not None and self.dataset in DATASETS:

@@ -15,8 +15,9 @@ from flax_shufflenet.training.config import DATASETS
 class Dataset:
     """Training and test images, and what a net needs to know of them.
 
-    ``mean`` and ``std`` are per channel, of pixel values from 0 to 1. ``flip`` says whether a mirrored image
-    keeps its label. ``source`` says, for people, where the images were read from.
+    ``mean`` and ``std`` are of red, green and blue, of pixel values from 0 to 1; they are those of the data, unless the
+    net to start from was trained with others. ``bgr`` says that the net takes blue first. ``flip`` says whether a
+    mirrored image keeps its label. ``source`` says, for people, where the images were read from.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+    bgr: bool = False
 
 
 def load(name: str, data_dir: Path, *, image_size: int = 32) -> Dataset:

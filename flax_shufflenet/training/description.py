@@ -52,16 +52,28 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-def print_start(console: Console, config: Config, dataset: Dataset, net: str) -> None:
-    """The data, the net, which ``net`` describes, the recipe and the folder."""
+def print_start(console: Console, config: Config, dataset: Dataset, net: str, assumed: str) -> None:
+    """The data, how the net gets it, the net, which ``net`` describes, the recipe and the folder.
+
+    ``assumed`` says whose input is assumed where the net to start from does not say; empty where nothing is.
+    """
     side = dataset.train_images.shape[1]
     console.print(
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
         f"{len(dataset.test_labels):,} test images of {side}x{side}, {len(dataset.class_names)} classes"
     )
+    console.print(f"input   {_input(dataset)}{f'; assumed, {config.init} does not say: {assumed}' if assumed else ''}")
     console.print(f"net     {net}, {config.dtype}, on {_where()}")
     console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
     console.print(f"results {config.out_dir}")
+
+
+def _input(dataset: Dataset) -> str:
+    order = "blue, green, red" if dataset.bgr else "red, green, blue"
+    if not any(dataset.mean) and len(set(dataset.std)) == 1:
+        return f"{order}, values from 0 to {1 / dataset.std[0]:.4g}"
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (dataset.mean, dataset.std))
+    return f"{order}, values from 0 to 1 less {mean}, over {std}"
 
 
 def _where() -> str:
@@ -95,6 +107,7 @@ def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epoch
         "class_names": json.dumps(dataset.class_names),
         "mean": json.dumps(dataset.mean),
         "std": json.dumps(dataset.std),
+        "channel_order": json.dumps("bgr" if dataset.bgr else "rgb"),
         "test_accuracy": str(evaluation.accuracy),
         "test_flip": json.dumps(config.test_flip),
         "epochs": str(epochs),

@@ -32,6 +32,7 @@ def make_predict(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    bgr: bool = False,
     flip: bool = False,
     batch_size: int = 256,
     mesh: Mesh | None = None,
@@ -54,7 +55,7 @@ def make_predict(
     ) -> Float[Array, "batch classes"]:
         # The last batch reaches beyond the end, and repeats the last image there.
         indices = devices.shard(jnp.minimum(start + jnp.arange(batch_size), count - 1))
-        batch = normalise(images[indices], mean, std)
+        batch = normalise(images[indices], mean, std, bgr=bgr)
         views = (batch, batch[:, :, ::-1]) if flip else (batch,)
         scores = [network.apply(parameters, statistics, view)[0] for view in views]
         wide = [logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) for logits in scores]
@@ -88,10 +89,11 @@ def make_evaluate(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    bgr: bool = False,
     flip: bool = False,
     batch_size: int = 256,
     mesh: Mesh | None = None,
 ) -> Evaluate:
     """A function ``(parameters, statistics) -> Evaluation``; the rest as for ``make_predict``."""
-    predict = make_predict(network, images, mean=mean, std=std, flip=flip, batch_size=batch_size, mesh=mesh)
+    predict = make_predict(network, images, mean=mean, std=std, bgr=bgr, flip=flip, batch_size=batch_size, mesh=mesh)
     return lambda parameters, statistics: evaluate_logits(predict(parameters, statistics), labels)

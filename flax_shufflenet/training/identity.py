@@ -18,13 +18,19 @@ FREE_OPTIONS = frozenset(
 
 
 def identity(config: Config, dataset: Dataset, architecture: Architecture) -> dict[str, Any]:
-    """The options that have a say in the result, the net, and a hash of all images and labels, as JSON has them."""
+    """The options that have a say in the result, the net, how it takes its images, and a hash of all images and labels,
+    as JSON has them."""
     images = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         images.update(repr((array.shape, str(array.dtype))).encode())
         images.update(array.tobytes())
     options = {name: value for name, value in vars(config).items() if name not in FREE_OPTIONS}
-    found = {"options": options, "architecture": architecture.to_json(), "dataset": images.hexdigest()}
+    found = {
+        "options": options,
+        "architecture": architecture.to_json(),
+        "input": {"mean": dataset.mean, "std": dataset.std, "bgr": dataset.bgr},
+        "dataset": images.hexdigest(),
+    }
     return json.loads(json.dumps(found, default=str))
 
 
@@ -34,7 +40,7 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path)
     """
     ways_out = "choose another --out, or start anew with --force"
     for name, value in ours["options"].items():
-        before = theirs["options"].get(name)
+        before = theirs["options"].get(name, value)  # an option that is newer than that run
         if value != before:
             raise TrainingError(
                 f"--{name} is {value}, but the unfinished run in {folder} was started with {before}: "

@@ -25,7 +25,7 @@ from flax_shufflenet.training.metrics import MetricsWriter
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.report import try_report
 from flax_shufflenet.training.runs import METRICS_FILE
-from flax_shufflenet.training.start import initial_model
+from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
 from flax_shufflenet.training.step import TrainState
 from flax_shufflenet.training.totals import EpochTotals, Sums
 from flax_shufflenet.weights import save
@@ -65,13 +65,13 @@ def _train(config: Config) -> Evaluation:
     mesh = devices.make_mesh()
     writes = devices.is_first_process()
     with devices.all_or_none():
-        dataset, model, net = _prepare(config, mesh)
+        dataset, model, net, assumed = _prepare(config, mesh)
         if writes:
             out_dir.mkdir(parents=True, exist_ok=True)
             if config.force:
                 _remove_results(out_dir)
     with Checkpoints(out_dir / CHECKPOINTS) as saved:
-        print_start(console, config, dataset, net)
+        print_start(console, config, dataset, net, assumed)
         program = Program(model, config, dataset, mesh)
         start = _start(config, dataset, program, saved, console)
         console.print("compiling the train step")
@@ -92,12 +92,14 @@ def _train(config: Config) -> Evaluation:
     return evaluation
 
 
-def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, str]:
-    """The data, the net to start from, and what there is to say of it."""
+def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, str, str]:
+    """The data, the net to start from, what there is to say of it, and whose way of taking images is assumed for it."""
     net_file = config.out_dir / NET_FILE
     if devices.is_first_process() and net_file.exists() and not config.force:
         raise TrainingError(f"{net_file} exists: choose another --out, or replace it with --force")
-    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size or 32)
+    saved = read_init(config)
+    dataset = data.load(config.dataset, config.data_dir, image_size=image_size(config, saved))
+    dataset = as_expected(dataset, saved)
     dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
     count = len(dataset.train_labels)
     if config.batch_size > count:
@@ -105,8 +107,8 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, 
             f"--batch_size must be at most {count}, the size of {config.dataset}, not {config.batch_size}"
         )
     devices.check_batch_size(config.batch_size, count, mesh)
-    model, net = initial_model(config, dataset)
-    return dataset, model, net
+    model, net = initial_model(config, dataset, saved)
+    return dataset, model, net, saved.assumed if saved else ""
 
 
 def _remove_results(out_dir: Path) -> None:

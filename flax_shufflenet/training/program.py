@@ -11,6 +11,7 @@ from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
+from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.step import (
     StepMetrics,
     TrainState,
@@ -38,22 +39,24 @@ class Program:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.architecture = model.architecture
 
+        trained = freeze_backbone(model) if config.freeze == "backbone" else None
         network, parameters, statistics = split(model)
         model.eval()
         self._eval_network, _, _ = split(model)
         optimizer = make_optimizer(config, self.total_steps)
         self._schedule = make_schedule(config, self.total_steps)
-        initial = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0)
+        initial = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0, trained=trained)
         self.initial: TrainState = devices.replicate(initial, mesh)
 
         self._images, self._labels = devices.replicate((dataset.train_images, dataset.train_labels), mesh)
-        self._step = make_train_step(network, optimizer, config, dataset, mesh=mesh)
+        self._step = make_train_step(network, optimizer, config, dataset, mesh=mesh, trained=trained)
         self._evaluate = make_evaluate(
             self._eval_network,
             devices.replicate(jnp.asarray(dataset.test_images), mesh),
             dataset.test_labels,
             mean=dataset.mean,
             std=dataset.std,
+            bgr=dataset.bgr,
             flip=config.test_flip,
             mesh=mesh,
         )

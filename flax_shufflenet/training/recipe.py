@@ -18,6 +18,7 @@ def describe(options: TrainingOptions, *, flip: bool) -> str:
     warmup = f" after {options.warmup_epochs:g} epochs of warm-up" if options.warmup_epochs else ""
     decayed = "" if options.decayed == "all" else " on kernels alone"
     parts = [
+        *(["classifier alone"] if options.freeze == "backbone" else []),
         f"{options.epochs} epochs",
         f"batch {options.batch_size}",
         f"SGD with Nesterov momentum {options.momentum}",

@@ -75,7 +75,7 @@ def _judge(run: Run, net_file: Path, dataset: Dataset) -> tuple[_Judged, int]:
     model = load(net_file, dtype=run.options["dtype"])
     network, parameters, statistics = split(model)
     images, flip = jnp.asarray(dataset.test_images), run.options.get("test_flip", False)
-    predict = make_predict(network, images, mean=dataset.mean, std=dataset.std, flip=flip)
+    predict = make_predict(network, images, mean=dataset.mean, std=dataset.std, bgr=dataset.bgr, flip=flip)
     logits = predict(parameters, statistics)
     predicted = logits.argmax(axis=1)
     classes = len(dataset.class_names)

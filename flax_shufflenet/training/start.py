@@ -1,8 +1,8 @@
 """The net that a run starts from: random weights, or those of a saved net."""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,84 @@ from flax import nnx
 from flax_shufflenet import weights
 from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.training.config import Config, OptionError, TrainingError, one_line
+from flax_shufflenet.preprocessing import Preprocessing, expected_by
+from flax_shufflenet.training.config import DATASETS, Config, OptionError, TrainingError, one_line
 from flax_shufflenet.training.data import Dataset
 
+_SIDE = 32  # pixels, where nothing says another
 
-def initial_model(config: Config, dataset: Dataset) -> tuple[ShuffleNetV2, str]:
+
+class SavedNet(NamedTuple):
+    """The net in a file, in eval mode, the names of its classes if the file has them, and how it takes its images."""
+
+    path: Path
+    model: ShuffleNetV2
+    class_names: tuple[str, ...] | None
+    expected: Preprocessing
+
+    @property
+    def assumed(self) -> str:
+        """Of the values of its images, what its file does not say; empty where it says all."""
+        found = self.expected.assumed
+        return ", ".join(found[name] for name in ("normalisation", "channels") if name in found)
+
+
+def read_init(config: Config) -> SavedNet | None:
+    """The net to start from; None where that is a new one.
+
+    Raises:
+        TrainingError: ``init`` is missing or not a saved net.
+    """
+    if config.init is None:
+        return None
+    try:
+        metadata = weights.read_metadata(config.init)
+        model = weights.load(config.init, dtype=jnp.dtype(config.dtype))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"--init {one_line(error)}") from None
+    try:
+        expected = expected_by(model.architecture, metadata)
+    except ValueError as error:
+        raise TrainingError(f"--init {config.init}: {one_line(error)}") from None
+    return SavedNet(config.init, model, expected.class_names if expected.names_known else None, expected)
+
+
+def image_size(config: Config, saved: SavedNet | None) -> int:
+    """The side of the images to learn from: as given, else what the net to start from expects.
+
+    Raises:
+        TrainingError: that net cannot take images of this size.
+    """
+    if saved is None:
+        return config.image_size or _SIDE
+    side = config.image_size or (_SIDE if config.dataset in DATASETS else saved.expected.size)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    try:
+        nnx.eval_shape(lambda model, images: model(images), saved.model, images)
+    except ValueError as error:
+        advice = "learn from a folder of images, with" if config.dataset in DATASETS else "give"
+        raise TrainingError(
+            f"--init {saved.path} cannot take images of {side}x{side}: {one_line(error)}; it is made for "
+            f"{saved.expected.size}x{saved.expected.size}: {advice} --image_size {saved.expected.size}"
+        ) from None
+    return side
+
+
+def as_expected(dataset: Dataset, saved: SavedNet | None) -> Dataset:
+    """The dataset with the normalisation and the order of the channels that the net to start from was trained with."""
+    if saved is None:
+        return dataset
+    return dataclasses.replace(dataset, mean=saved.expected.mean, std=saved.expected.std, bgr=saved.expected.bgr)
+
+
+def initial_model(config: Config, dataset: Dataset, saved: SavedNet | None) -> tuple[ShuffleNetV2, str]:
     """The net in train mode, and a line that says what it is.
 
     Raises:
         OptionError: ``net_size`` is not that of the net in ``init``.
-        TrainingError: ``init`` is missing, not a saved net, or cannot take images of this size.
     """
-    if config.init is not None:
-        return _fine_tuned(config, config.init, dataset)
+    if saved is not None:
+        return _fine_tuned(config, saved, dataset)
     assert config.net_size is not None  # Config sees to it
     model = _random(config, seed(config.net_size, len(dataset.class_names)))
     return model, f"ShuffleNetV2 {config.net_size}"
@@ -34,22 +99,16 @@ def _random(config: Config, architecture: Architecture) -> ShuffleNetV2:
     return ShuffleNetV2(architecture, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed))
 
 
-def _fine_tuned(config: Config, path: Path, dataset: Dataset) -> tuple[ShuffleNetV2, str]:
-    try:
-        metadata = weights.read_metadata(path)
-        classes = json.loads(metadata.get("class_names", "null"))
-        model = weights.load(path, dtype=jnp.dtype(config.dtype))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"--init {one_line(error)}") from None
+def _fine_tuned(config: Config, saved: SavedNet, dataset: Dataset) -> tuple[ShuffleNetV2, str]:
+    path, model = saved.path, saved.model
     if config.net_size is not None and not _has_size(model.architecture, config.net_size):
         raise OptionError(
             f"--net_size {config.net_size} is not that of the net in {path}, whose stages are "
             f"{', '.join(map(str, model.architecture.stage_widths))} wide: leave it out"
         )
-    reason = _why_another_head(model.architecture, classes, dataset)
+    reason = _why_another_head(model.architecture, saved.class_names, dataset)
     if reason:
         model = _with_new_head(config, model, len(dataset.class_names))
-    _check_image_size(model, path, dataset)
     model.train()
     head = f"its classifier made anew for {len(dataset.class_names)} classes: {reason}" if reason else "whole"
     return model, f"ShuffleNetV2 from {path}, {head}"
@@ -60,13 +119,13 @@ def _has_size(architecture: Architecture, net_size: float) -> bool:
     return (architecture.stage_widths, architecture.last_width) in {(net.stage_widths, net.last_width) for net in sized}
 
 
-def _why_another_head(architecture: Architecture, classes: list[str] | None, dataset: Dataset) -> str:
+def _why_another_head(architecture: Architecture, class_names: tuple[str, ...] | None, dataset: Dataset) -> str:
     """Why the saved classifier is of no use for this dataset; empty where it is."""
     if not architecture.num_classes:
         return "the net has none"
     if architecture.num_classes != len(dataset.class_names):
         return f"the net has {architecture.num_classes}"
-    if classes not in (None, list(dataset.class_names)):
+    if class_names not in (None, dataset.class_names):
         return "the net's have other names"
     return ""
 
@@ -77,11 +136,3 @@ def _with_new_head(config: Config, model: ShuffleNetV2, num_classes: int) -> Shu
     body = {name: array for name, array in weights.flat_arrays(model).items() if not name.startswith("classifier.")}
     arrays = {name: np.asarray(array) for name, array in {**arrays, **body}.items()}
     return weights.from_arrays(architecture, arrays, dtype=jnp.dtype(config.dtype))
-
-
-def _check_image_size(model: ShuffleNetV2, path: Path, dataset: Dataset) -> None:
-    images = jax.ShapeDtypeStruct((1, *dataset.test_images.shape[1:]), jnp.float32)
-    try:
-        nnx.eval_shape(lambda images: model(images), images)
-    except ValueError as error:
-        raise TrainingError(f"--init {path} cannot learn {dataset.name}: {one_line(error)}") from None

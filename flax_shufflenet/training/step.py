@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, Key, UInt8
 
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.training import devices
@@ -21,6 +21,7 @@ from flax_shufflenet.training.augmentation import augment, erase, normalise
 from flax_shufflenet.training.averaging import Averages, update_averages
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.freezing import Trained
 
 # Independent streams of random numbers, all drawn from the one seed.
 _ORDER, _AUGMENTATION, _ERASING, _DROPOUT = 0, 1, 2, 3
@@ -72,11 +73,20 @@ def _are_kernels(parameters: list[Array]) -> list[bool]:
 
 
 def initial_state(
-    parameters: list[Array], statistics: list[Array], optimizer: optax.GradientTransformation, *, averaged: bool = False
+    parameters: list[Array],
+    statistics: list[Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    averaged: bool = False,
+    trained: Trained | None = None,
 ) -> TrainState:
-    """The state before the first step. It owns its arrays: a step may then donate them."""
+    """The state before the first step. It owns its arrays: a step may then donate them.
+
+    ``trained`` are the parameters that the optimiser knows; None for all.
+    """
     averages = Averages(parameters, statistics) if averaged else ()
-    state = TrainState(parameters, statistics, optimizer.init(parameters), jnp.zeros((), jnp.int32), averages)
+    optimizer_state = optimizer.init(trained.of(parameters) if trained else parameters)
+    state = TrainState(parameters, statistics, optimizer_state, jnp.zeros((), jnp.int32), averages)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
@@ -105,7 +115,7 @@ def _key(seed: int, stream: int) -> Key[Array, ""]:
 
 
 @partial(jax.jit, static_argnames=("seed", "count"))
-def epoch_order(seed: int, epoch: int | Int32[Array, ""], count: int) -> Int32[Array, " count"]:
+def epoch_order(seed: int, epoch: int | Int[Array, ""], count: int) -> Int32[Array, " count"]:
     """The order in which epoch ``epoch``, counted from 0, goes through ``count`` images."""
     return jax.random.permutation(jax.random.fold_in(_key(seed, _ORDER), epoch), jnp.arange(count, dtype=jnp.int32))
 
@@ -125,7 +135,8 @@ def make_batch(
     start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
     indices = devices.shard(jax.lax.dynamic_slice(order, (start,), (config.batch_size,)))
     key = jax.random.fold_in(_key(config.seed, _AUGMENTATION), step)
-    batch = normalise(augment(key, images[indices], flip=dataset.flip), dataset.mean, dataset.std)
+    augmented = augment(key, images[indices], flip=dataset.flip)
+    batch = normalise(augmented, dataset.mean, dataset.std, bgr=dataset.bgr)
     if config.random_erasing:
         batch = erase(jax.random.fold_in(_key(config.seed, _ERASING), step), batch, probability=config.random_erasing)
     return batch, labels[indices]
@@ -139,28 +150,37 @@ def dropout_rngs(seed: int, step: int | Int32[Array, ""]) -> nnx.Rngs:
 Update = Callable[[TrainState, Float32[Array, "n h w 3"], Int32[Array, " n"]], tuple[TrainState, StepMetrics]]
 
 
-def make_update(network: Functional, optimizer: optax.GradientTransformation, config: Config) -> Update:
+def make_update(
+    network: Functional, optimizer: optax.GradientTransformation, config: Config, trained: Trained | None = None
+) -> Update:
     """A function ``(state, images, labels) -> (state, metrics)``: what a step does with a batch.
 
-    ``network`` is in train mode.
+    ``network`` is in train mode. ``trained`` are the parameters that have gradients and are updated, None for all;
+    what is not trained comes out with the bits that went in, averages included.
     """
 
     def update(
         state: TrainState, images: Float32[Array, "n h w 3"], labels: Int32[Array, " n"]
     ) -> tuple[TrainState, StepMetrics]:
-        def loss_of(parameters: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
+        def whole(some: list[Array]) -> list[Array]:
+            return trained.put(state.parameters, some) if trained else some
+
+        def loss_of(some: list[Array]) -> tuple[Array, tuple[Array, list[Array]]]:
             rngs = dropout_rngs(config.seed, state.step)
-            logits, statistics = network.apply(parameters, state.statistics, images, rngs=rngs)
+            logits, statistics = network.apply(whole(some), state.statistics, images, rngs=rngs)
             loss = cross_entropy(logits, labels, smoothing=config.label_smoothing).mean()
             return loss, (logits, statistics)
 
-        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = cast("list[Array]", optax.apply_updates(state.parameters, updates))
+        before = trained.of(state.parameters) if trained else state.parameters
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(before)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, before)
+        parameters = whole(cast("list[Array]", optax.apply_updates(before, updates)))
         correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
         averages = state.averages
         if isinstance(averages, Averages):
-            averages = update_averages(averages, parameters, statistics, decay=config.ema, step=state.step)
+            new = update_averages(averages, parameters, statistics, decay=config.ema, step=state.step)
+            # The average of what stays as it is would be rounded.
+            averages = Averages(trained.put(parameters, trained.of(new.parameters)), statistics) if trained else new
         new_state = TrainState(parameters, statistics, optimizer_state, state.step + 1, averages)
         return new_state, StepMetrics(loss, correct)
 
@@ -174,14 +194,16 @@ def make_train_step(
     dataset: Dataset,
     *,
     mesh: Mesh | None = None,
+    trained: Trained | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step ``(state, images, labels, order) -> (state, metrics)``.
 
     ``images`` and ``labels`` are the whole training set, ``order`` is the current epoch's ``epoch_order``. The
-    state that goes in is donated: its arrays may not be used afterwards. ``network`` is in train mode. With a
-    ``mesh``, all that goes in and comes out is on all of its devices, and each works on its part of the batch.
+    state that goes in is donated: its arrays may not be used afterwards. ``network`` and ``trained`` are those of
+    ``make_update``. With a ``mesh``, all that goes in and comes out is on all of its devices, and each works on its
+    part of the batch.
     """
-    update = make_update(network, optimizer, config)
+    update = make_update(network, optimizer, config, trained)
 
     def step(
         state: TrainState,

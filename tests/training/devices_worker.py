@@ -1,7 +1,7 @@
 """Trains a tiny net in float64 on the devices that there are, and saves what came out: ``PATH COUNT ...``.
 
-Each COUNT is a number of devices, which are the first ones. As one of several processes: ``PATH COORDINATOR
-NUM_PROCESSES PROCESS_ID``, on all devices of all of them; process 0 saves.
+Each COUNT is a number of devices, which are the first ones; there the classifier is also trained alone. As one of
+several processes: ``PATH COORDINATOR NUM_PROCESSES PROCESS_ID``, on all devices of all of them; process 0 saves.
 """
 
 import json
@@ -25,6 +25,9 @@ ARCHITECTURE = Architecture(
 )
 TRAIN_IMAGES = 48
 RECIPE = {"batch_size": 24, "epochs": 3, "learning_rate": 0.05, "random_erasing": 0.5, "ema": 0.9}
+
+
+FROZEN = {"freeze": "backbone", "init": Path("net")}
 
 
 def run(config: Config, mesh: jax.sharding.Mesh | None) -> dict:
@@ -53,7 +56,7 @@ def main() -> None:
             else None
             for count in map(int, (first, *rest))
         ]
-        results = [run(Config(**RECIPE), mesh) for mesh in meshes]
+        results = [run(Config(**RECIPE, **options), mesh) for options in ({}, FROZEN) for mesh in meshes]
     if devices.is_first_process():
         Path(path).write_text(json.dumps(results))
 

@@ -1,6 +1,5 @@
 """One device, many devices and several processes compute the same, and tell each other no more than they must."""
 
-import functools
 import json
 import os
 import socket
@@ -44,9 +43,9 @@ def finish(*processes):
     return outputs
 
 
-@functools.cache
 def runs(folder):
-    """What the worker found: with one device, with several, and in two processes; all at once."""
+    """What the worker found: with one device and with several, the same with a frozen backbone, and in two processes;
+    all at once."""
     worker = ("-m", "tests.training.devices_worker")
     address = f"localhost:{free_port()}"
     virtual, pair = folder / "virtual.json", folder / "pair.json"
@@ -58,9 +57,26 @@ def runs(folder):
 
 
 @pytest.fixture(scope="module")
-def one_and_others(tmp_path_factory):
-    one, *others = runs(tmp_path_factory.mktemp("devices"))
-    return one, dict(zip((f"{DEVICES} devices", "2 processes"), others, strict=True))
+def all_runs(tmp_path_factory):
+    return runs(tmp_path_factory.mktemp("devices"))
+
+
+@pytest.fixture(scope="module")
+def one_and_others(all_runs):
+    one, several, *_, pair = all_runs
+    return one, {f"{DEVICES} devices": several, "2 processes": pair}
+
+
+def test_a_frozen_backbone_on_many_devices(all_runs, one_and_others):
+    _, _, one, several, _ = all_runs
+    np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-8)
+    np.testing.assert_allclose(several["evaluation"], one["evaluation"], rtol=1e-8)
+    assert len(one["state"]) < len(one_and_others[0]["state"])  # the optimiser knows the classifier alone
+    different = np.flatnonzero(np.array(one["state"]) != several["state"])
+    # The classifier's 27 numbers, in the net, in its momentum and in its average.
+    assert len(different) <= 3 * 27
+    (kind,) = several["collectives"].values()
+    assert kind[1] <= 8 * (27 + 2)  # the classifier's gradient, the loss, and how many are right
 
 
 @pytest.mark.parametrize("name", [f"{DEVICES} devices", "2 processes"])

@@ -1,5 +1,6 @@
 """What ends a run, and what starts none."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
+from flax_shufflenet.preprocessing import expected_by
 from flax_shufflenet.training import data
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.loop import train
@@ -90,6 +92,7 @@ def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averag
     assert last["raw_test_loss"] != last["test_loss"]
     assert f"(not averaged {last['raw_test_accuracy']:.2%})" in printed
     dataset = data.load("digits", tmp_path)
-    images = jnp.asarray((dataset.test_images / 255 - np.array(dataset.mean)) / dataset.std, jnp.float32)
+    expected = expected_by(dataclasses.replace(architecture, num_classes=10), fs.read_metadata(out / "net.safetensors"))
+    images = jnp.asarray((dataset.test_images / 255 - np.array(expected.mean)) / expected.std, jnp.float32)
     logits = nnx.jit(lambda model, images: model(images))(fs.load(out / "net.safetensors"), images)
     assert abs(np.mean(np.argmax(logits, -1) == dataset.test_labels) - last["test_accuracy"]) <= 1 / 360

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
+from flax_shufflenet.training import start
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
-from flax_shufflenet.training.start import initial_model
 from flax_shufflenet.weights import flat_arrays
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
@@ -28,6 +28,10 @@ def saved(tmp_path):
     return write
 
 
+def begin(config, dataset):
+    return start.initial_model(config, dataset, start.read_init(config))
+
+
 def arrays_of(model):
     return {name: np.asarray(array) for name, array in flat_arrays(model).items()}
 
@@ -40,7 +44,7 @@ def assert_same(arrays, others, names):
 @pytest.mark.parametrize("metadata", [None, {"class_names": json.dumps(["a", "b", "c"])}])
 def test_the_same_classes_take_the_whole_net(saved, small_dataset, metadata):
     path = saved(metadata)
-    model, description = initial_model(Config(init=path), small_dataset)
+    model, description = begin(Config(init=path), small_dataset)
     assert description == f"ShuffleNetV2 from {path}, whole"
     arrays, file = arrays_of(model), arrays_of(fs.load(path))
     assert_same(arrays, file, arrays.keys() | file.keys())
@@ -58,7 +62,7 @@ def test_the_same_classes_take_the_whole_net(saved, small_dataset, metadata):
 )
 def test_other_classes_take_all_but_the_classifier(saved, small_dataset, metadata, fields, reason):
     path = saved(metadata, **fields)
-    model, description = initial_model(Config(init=path), small_dataset)
+    model, description = begin(Config(init=path), small_dataset)
     assert description.endswith(f"its classifier made anew for 3 classes: {reason}")
     assert model.architecture == TINY
     arrays, file = arrays_of(model), arrays_of(fs.load(path))
@@ -70,17 +74,17 @@ def test_other_classes_take_all_but_the_classifier(saved, small_dataset, metadat
 
 def test_a_net_size_that_is_not_the_files_is_refused(saved, small_dataset, tmp_path):
     with pytest.raises(OptionError, match=r"^--net_size 0.5 is not that of the net in .*net.safetensors, whose stages"):
-        initial_model(Config(init=saved(), net_size=0.5), small_dataset)
+        begin(Config(init=saved(), net_size=0.5), small_dataset)
     half = tmp_path / "half.safetensors"
     fs.save(fs.ShuffleNetV2(fs.seed(0.5, 3), rngs=nnx.Rngs(0)), half)
-    model, _ = initial_model(Config(init=half, net_size=0.5), small_dataset)
+    model, _ = begin(Config(init=half, net_size=0.5), small_dataset)
     assert model.architecture == fs.seed(0.5, 3)
     with pytest.raises(OptionError, match="stages are 48, 96, 192 wide"):
-        initial_model(Config(init=half, net_size=1.0), small_dataset)
+        begin(Config(init=half, net_size=1.0), small_dataset)
 
 
 def test_what_the_net_computes_in_is_the_runs(saved, small_dataset):
-    model, _ = initial_model(Config(init=saved(num_classes=5), dtype="bfloat16"), small_dataset)
+    model, _ = begin(Config(init=saved(num_classes=5), dtype="bfloat16"), small_dataset)
     assert model.stem.conv.dtype == jnp.bfloat16
     assert model.stem.conv.kernel[...].dtype == jnp.float32
 
@@ -93,9 +97,52 @@ def test_what_is_no_saved_net_is_one_line(tmp_path, small_dataset, content, said
     if content:
         path.write_bytes(content)
     with pytest.raises(TrainingError, match=f"^--init .*{path.name}: {said}"):
-        initial_model(Config(init=path), small_dataset)
+        begin(Config(init=path), small_dataset)
 
 
-def test_a_net_that_needs_larger_images_is_refused(saved, small_dataset):
-    with pytest.raises(TrainingError, match=r"^--init .*net.safetensors cannot learn digits: this net averages 7x7"):
-        initial_model(Config(init=saved(pool_size=7)), small_dataset)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dataset": "digits"}, "32x32: this net averages 7x7 .*: learn from a folder of images, with --image_size 14"),
+        ({"image_size": 48}, "48x48: this net averages 7x7 .*; it is made for 14x14: give --image_size 14"),
+    ],
+)
+def test_a_net_that_needs_other_images_is_refused_with_the_size_that_it_takes(saved, tmp_path, options, said):
+    config = Config(**{"init": saved(pool_size=7), "dataset": str(tmp_path)} | options)
+    with pytest.raises(TrainingError, match=rf"^--init .*net.safetensors cannot take images of {said}$"):
+        start.image_size(config, start.read_init(config))
+
+
+@pytest.mark.parametrize(
+    ("fields", "metadata", "given", "side"),
+    [
+        ({}, {}, None, 32),
+        ({"pool_size": 7}, {}, None, 14),
+        ({"stem_pool": True}, {}, None, 224),
+        ({"stem_pool": True}, {"image_size": "48"}, None, 48),
+        ({"stem_pool": True}, {"image_size": "48"}, 64, 64),
+    ],
+)
+def test_a_folders_images_get_the_size_that_the_net_expects(saved, tmp_path, fields, metadata, given, side):
+    config = Config(init=saved(metadata, **fields), dataset=str(tmp_path), image_size=given)
+    assert start.image_size(config, start.read_init(config)) == side
+    assert start.image_size(Config(dataset=str(tmp_path), image_size=given), None) == (given or 32)
+
+
+def test_a_net_gets_the_values_that_it_was_trained_with(saved, small_dataset):
+    told = {"mean": "[0.1, 0.2, 0.3]", "std": "[0.4, 0.5, 0.6]", "channel_order": '"bgr"'}
+    file = start.read_init(Config(init=saved(told)))
+    dataset = start.as_expected(small_dataset, file)
+    assert (dataset.mean, dataset.std, dataset.bgr) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True)
+    assert file.assumed == ""
+    assert start.as_expected(small_dataset, None) is small_dataset
+
+    file = start.read_init(Config(init=saved({"layout": "megvii"})))
+    dataset = start.as_expected(small_dataset, file)
+    assert (dataset.mean, dataset.std, dataset.bgr) == ((0.0,) * 3, (1 / 255,) * 3, True)
+    assert file.assumed == "the paper authors', values from 0 to 255, blue, green, red, as the authors' nets take them"
+
+
+def test_a_channel_order_that_is_none_is_one_line(saved):
+    with pytest.raises(TrainingError, match=r"^--init .*net.safetensors: its channel_order is not rgb or bgr; "):
+        start.read_init(Config(init=saved({"channel_order": '"rbg"'})))

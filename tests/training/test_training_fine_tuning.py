@@ -1,0 +1,56 @@
+"""A converted net that goes on learning: it gets its images as its authors' code gives them, and learns."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import flax_shufflenet as fs
+from flax_shufflenet.evaluate import Options, evaluate
+from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.loop import train
+from flax_shufflenet.training.start import read_init
+
+
+@pytest.fixture
+def coloured(tmp_path) -> Path:
+    """Reddish and bluish noise: classes that only the order of the channels tells apart."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 3)):
+        for channel, name in ((0, "red"), (2, "blue")):
+            folder = tmp_path / "set" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 120, (16, 20, 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "set"
+
+
+def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterwards(tmp_path, coloured, capsys):
+    narrow = {"stage_widths": (8, 12, 16), "stage_blocks": (0, 0, 0), "stem_width": 4, "last_width": 8}
+    architecture = dataclasses.replace(fs.preset("megvii", 0.5, 5), **narrow)
+    # As convert writes it.
+    fs.save(fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0)), tmp_path / "megvii.safetensors", {"layout": "megvii"})
+    out = tmp_path / "out"
+    train(Config(init=tmp_path / "megvii.safetensors", dataset=str(coloured), epochs=2, batch_size=8, out=out))
+    printed = capsys.readouterr().out
+    assert "6 test images of 224x224" in printed
+    assert "input   blue, green, red, values from 0 to 255; assumed, " in printed
+    metadata = fs.read_metadata(out / "net.safetensors")
+    assert (metadata["channel_order"], json.loads(metadata["std"])) == ('"bgr"', [1 / 255] * 3)
+
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    evaluate(Options(net=out / "net.safetensors", json=True))
+    captured = capsys.readouterr()
+    assert "assumed" not in captured.err
+    found = json.loads(captured.out)
+    assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-4)
+    assert found["accuracy"] == last["test_accuracy"]
+
+    again = read_init(Config(init=out / "net.safetensors", dataset=str(coloured)))
+    assert (again.expected.bgr, again.expected.size, again.assumed) == (True, 224, "")
