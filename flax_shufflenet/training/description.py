@@ -62,7 +62,7 @@ def print_start(console: Console, config: Config, dataset: Dataset, net: str, as
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
         f"{len(dataset.test_labels):,} test images of {side}x{side}, {len(dataset.class_names)} classes"
     )
-    console.print(f"input   {_input(dataset)}{f'; assumed, {config.init} does not say: {assumed}' if assumed else ''}")
+    console.print(f"input   {_input(dataset)}{f' (assumed, {config.init} does not say: {assumed})' if assumed else ''}")
     console.print(f"net     {net}, {config.dtype}, on {_where()}")
     console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
     console.print(f"results {config.out_dir}")

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
+from benchmarks.fine_tuning import write_folder
+from convert.api import as_source, convert_source
+from convert.layouts import LAYOUTS
 from flax_shufflenet.evaluate import Options, evaluate
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.start import read_init
+from flax_shufflenet.weights import to_bytes
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterw
     train(Config(init=tmp_path / "megvii.safetensors", dataset=str(coloured), epochs=2, batch_size=8, out=out))
     printed = capsys.readouterr().out
     assert "6 test images of 224x224" in printed
-    assert "input   blue, green, red, values from 0 to 255; assumed, " in printed
+    assert "input   blue, green, red, values from 0 to 255 (assumed, " in printed
     metadata = fs.read_metadata(out / "net.safetensors")
     assert (metadata["channel_order"], json.loads(metadata["std"])) == ('"bgr"', [1 / 255] * 3)
 
@@ -54,3 +59,17 @@ def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterw
 
     again = read_init(Config(init=out / "net.safetensors", dataset=str(coloured)))
     assert (again.expected.bgr, again.expected.size, again.assumed) == (True, 224, "")
+
+
+def test_a_net_in_torchvisions_layout_goes_from_pytorch_to_a_folder_of_digits_and_learns_them(tmp_path):
+    write_folder(tmp_path / "digits", range(5))
+    torch.manual_seed(0)
+    shallow = dataclasses.replace(fs.preset("torchvision", 0.5, 7), stage_blocks=(0, 1, 0))
+    net = LAYOUTS["torchvision"].build_reference(shallow)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    conversion = convert_source(as_source(tmp_path / "net.pth"), stem="imagenet")
+    (tmp_path / "net.safetensors").write_bytes(to_bytes(conversion.net.architecture, conversion.arrays, {}))
+    options = {"init": tmp_path / "net.safetensors", "dataset": str(tmp_path / "digits"), "image_size": 32}
+    options |= {"no_flip": True, "batch_size": 32, "learning_rate": 0.05, "epochs": 4}
+    evaluation = train(Config(**options, out=tmp_path / "out"))
+    assert evaluation.accuracy > 0.8
