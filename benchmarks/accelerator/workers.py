@@ -19,7 +19,7 @@ from benchmarks.worker import redirect_output
 _SPAWN = multiprocessing.get_context("spawn")
 
 # torch.compile takes a minute for a train step where others compile beside it.
-_LONGEST_CALL_SECONDS = 240
+_LONGEST_CALL_SECONDS = 180
 
 
 class WorkerError(Exception):
@@ -46,7 +46,7 @@ class Worker:
         """What the function returns.
 
         Raises:
-            WorkerError: it failed, its process died, or it took longer than four minutes.
+            WorkerError: it failed, its process died, or it took longer than three minutes.
         """
         try:
             self._connection.send((function, arguments, options))
