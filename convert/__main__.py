@@ -9,7 +9,22 @@ from tyro.conf import Positional, arg
 
 from flax_shufflenet.command_line import run
 
-LayoutName = Literal["seed", "kuangliu", "chenyaofo", "torchvision", "weiaicunzai", "megvii", "ericsun99", "mmpretrain"]
+LayoutName = Literal[
+    "seed",
+    "kuangliu",
+    "chenyaofo",
+    "torchvision",
+    "weiaicunzai",
+    "megvii",
+    "ericsun99",
+    "mmpretrain",
+    "birder",
+    "pytorchcv",
+    "pytorchcv_b",
+    "nanodet",
+    "fastestdet",
+    "yolov5lite",
+]
 
 
 @dataclass(frozen=True)
@@ -39,8 +54,8 @@ class Options:
     to: Annotated[
         LayoutName | None, arg(metavar="LAYOUT", help_behavior_hint="(default, for a Flax net: the layout it came in)")
     ] = None
-    """Write a PyTorch state_dict in this layout: seed, kuangliu, chenyaofo, torchvision, weiaicunzai, megvii, ericsun99
-    or mmpretrain."""
+    """Write a PyTorch state_dict in this layout: seed, kuangliu, chenyaofo, torchvision, weiaicunzai, megvii,
+    ericsun99, mmpretrain, birder, pytorchcv, pytorchcv_b, nanodet, fastestdet or yolov5lite."""
 
     stem: Annotated[
         Literal["cifar", "imagenet"] | None,
@@ -49,6 +64,21 @@ class Options:
         ),
     ] = None
     """First layers, where the tensors cannot tell (torchvision's names): stride 1, or stride 2 and a max-pool."""
+
+    activation: Annotated[
+        Literal["relu", "leaky_relu"] | None,
+        arg(
+            metavar="{relu,leaky_relu}",
+            help_behavior_hint="(default: leaky_relu within a NanoDet detector, relu for a lone backbone)",
+        ),
+    ] = None
+    """What stands behind the convolutions, where the tensors cannot tell (NanoDet's backbones)."""
+
+    shuffle: Annotated[
+        Literal["after", "reverse"] | None, arg(metavar="{after,reverse}", help_behavior_hint="(default: after)")
+    ] = None
+    """How blocks shuffle, where the tensors cannot tell (pytorchcv's shufflenetv2b): reverse if the net was built with
+    shuffle_group_first=False."""
 
     use_ema: bool = False
     """Take the averaged weights that a trainer keeps beside the model."""

@@ -42,8 +42,10 @@ class Rewritten(NamedTuple):
 def family_of(architecture: Architecture) -> str | None:
     """The layout whose own nets compute what this architecture does; None if no layout's do."""
     for name in LAYOUTS:
-        fields = family_fields(name)
-        if all(getattr(architecture, field) == value for field, value in fields.items()):
+        layout = LAYOUTS[name]
+        fields = {field: value for field, value in family_fields(name).items() if field not in layout.options}
+        ends_alike = layout.last is not None if architecture.last_width else layout.may_end_early
+        if ends_alike and all(getattr(architecture, field) == value for field, value in fields.items()):
             return name
     return None
 
@@ -60,17 +62,12 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
     obstacles = [
         f"{described[getattr(architecture, field)]}, and in that layout {_of_target(described[fields[field]])}"
         for field, described in _OBSTACLES.items()
-        if getattr(architecture, field) != fields[field]
+        if getattr(architecture, field) != fields[field] and field not in LAYOUTS[target].options
     ]
-    if architecture.negative_slope != fields["negative_slope"]:
+    if architecture.negative_slope != fields["negative_slope"] and "negative_slope" not in LAYOUTS[target].options:
         obstacles.append(
             f"it has {_activation(architecture.negative_slope)}, that layout's have "
             f"{_activation(fields['negative_slope'])}"
-        )
-    if architecture.bn_epsilon != fields["bn_epsilon"]:
-        obstacles.append(
-            f"its batch normalisations add {architecture.bn_epsilon:g} to the variance, "
-            f"that layout's {fields['bn_epsilon']:g}"
         )
     if not architecture.last_width and not LAYOUTS[target].may_end_early:
         obstacles.append("it ends after its last stage, and in that layout a last convolution follows")
@@ -83,6 +80,11 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
     if obstacles:
         raise ConvertError(f"the {requested} layout cannot hold this net: {'; '.join(obstacles)}")
 
+    if architecture.bn_epsilon != fields["bn_epsilon"]:
+        notes.append(
+            f"epsilon: the net's batch normalisations add {architecture.bn_epsilon:g} to the variance; set eps of that "
+            f"module's, which have {fields['bn_epsilon']:g}, or its results are wrong"
+        )
     changed = dict(arrays)
     if architecture.conv_bias and not fields["conv_bias"]:
         _fold_conv_biases(changed)

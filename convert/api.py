@@ -16,7 +16,7 @@ from convert.errors import ConvertError
 from convert.layouts import LAYOUTS, Layout
 from convert.read import Source, read
 from convert.report import Report
-from convert.select import Net, Stem, find_net
+from convert.select import Activation, Net, Shuffle, Stem, find_net
 from convert.verify import Proof, verify
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
@@ -37,6 +37,8 @@ def load_torch(
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     stem: Stem | None = None,
+    activation: Activation | None = None,
+    shuffle: Shuffle | None = None,
     use_ema: bool = False,
     backbone: bool = False,
     key: str | None = None,
@@ -46,6 +48,8 @@ def load_torch(
     Args:
         source: a checkpoint file, or a state_dict (or the dictionary around one).
         stem: "cifar" or "imagenet", where the tensors cannot tell.
+        activation: "relu" or "leaky_relu", where the tensors cannot tell (NanoDet's backbones).
+        shuffle: "after" or "reverse", where the tensors cannot tell (pytorchcv's shufflenetv2b).
         use_ema: take the averaged weights beside the model.
         backbone: leave out the head and everything else that is not the backbone.
         key: take the net at this place, where there are several.
@@ -53,7 +57,15 @@ def load_torch(
     Raises:
         ConvertError: the file cannot be read, holds no ShuffleNetV2, or the proof fails.
     """
-    conversion = convert_source(as_source(source), stem=stem, use_ema=use_ema, backbone=backbone, key=key)
+    conversion = convert_source(
+        as_source(source),
+        stem=stem,
+        activation=activation,
+        shuffle=shuffle,
+        use_ema=use_ema,
+        backbone=backbone,
+        key=key,
+    )
     if conversion.report.proof.failure:
         raise ConvertError(f"{conversion.report.source}: the proof failed: {conversion.report.proof.failure}")
     dtype = np.result_type(*(array.dtype for array in conversion.arrays.values() if array.dtype.kind == "f"))
@@ -80,6 +92,8 @@ def convert_source(
     source: Source,
     *,
     stem: Stem | None = None,
+    activation: Activation | None = None,
+    shuffle: Shuffle | None = None,
     use_ema: bool = False,
     backbone: bool = False,
     key: str | None = None,
@@ -92,7 +106,15 @@ def convert_source(
         ConvertError: no net, one that cannot be mapped, or one that the layout ``target`` cannot hold.
     """
     try:
-        net = find_net(source.content, stem=stem, use_ema=use_ema, backbone=backbone, key=key)
+        net = find_net(
+            source.content,
+            stem=stem,
+            activation=activation,
+            shuffle=shuffle,
+            use_ema=use_ema,
+            backbone=backbone,
+            key=key,
+        )
         mapping.check_names_and_shapes(net.layout, net.architecture, net.tensors)
         arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
         metadata = _origin_metadata(net)

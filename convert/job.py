@@ -51,6 +51,8 @@ def _from_torch(source: Source, options: "Options") -> None:
     conversion = api.convert_source(
         source,
         stem=options.stem,
+        activation=options.activation,
+        shuffle=options.shuffle,
         use_ema=options.use_ema,
         backbone=options.backbone,
         key=options.key,
@@ -68,7 +70,7 @@ def _from_torch(source: Source, options: "Options") -> None:
 
 
 def _from_flax(source: Source, options: "Options") -> None:
-    for name in ("stem", "key", "use_ema", "backbone"):
+    for name in ("stem", "activation", "shuffle", "key", "use_ema", "backbone"):
         if getattr(options, name):
             raise ConvertError(f"{source.path}: a Flax net; --{name} is for PyTorch checkpoints, leave it out")
     output = options.output or _beside(source.path, ".pt")

@@ -60,7 +60,10 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
         return tensors[name].shape
 
     stage_blocks = _count_blocks(layout, tensors)
-    parts = {part.flax: part.conv for part in layout.parts(stage_blocks, with_last=layout.last is not None)}
+    with_last = layout.last is not None and (
+        not layout.may_end_early or f"{layout.root}{layout.last[0]}.weight" in tensors
+    )
+    parts = {part.flax: part.conv for part in layout.parts(stage_blocks, with_last=with_last)}
     stage_widths = []
     splits = []
     for stage, blocks in enumerate(stage_blocks):
@@ -77,7 +80,7 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
             raise ConvertError(f"{layout.head}.weight has shape {list(head.shape)}; a linear layer's has 2 numbers")
         num_classes = head.shape[0]
         fields["head_bias"] = f"{layout.head}.bias" in tensors
-    last_width = shape(parts["last"])[0] if "last" in parts else 0
+    last_width = shape(parts["last"])[0] if with_last else 0
     try:
         return Architecture(
             stage_widths=tuple(stage_widths),

@@ -1,5 +1,6 @@
 """Finding the ShuffleNetV2 in a file's content: behind which wrapper and prefix, in which layout, with what head."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,10 @@ from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
 
 Stem = Literal["cifar", "imagenet"]
+Activation = Literal["relu", "leaky_relu"]
+Shuffle = Literal["after", "reverse"]
+
+_NANODETS_SLOPE = family_fields("nanodet")["negative_slope"]
 
 _MAX_DEPTH = 8
 _MAX_NETS = 100
@@ -24,7 +29,7 @@ _MAX_SHARING = 8
 _BYSTANDERS = ("total_ops", "total_params", "n_averaged")
 
 # Parts of the names that trainers have for averaged weights.
-_AVERAGES = {"ema", "emamodel", "modelema", "netema", "averaged", "swa"}
+_AVERAGES = {"avg", "ema", "emamodel", "modelema", "netema", "averaged", "swa"}
 
 # Keys that tell other architectures, for the refusal to name.
 _OTHER_NETS = {
@@ -85,13 +90,22 @@ class _Candidate:
 
 
 def find_net(
-    content: Any, *, stem: Stem | None = None, use_ema: bool = False, backbone: bool = False, key: str | None = None
+    content: Any,
+    *,
+    stem: Stem | None = None,
+    activation: Activation | None = None,
+    shuffle: Shuffle | None = None,
+    use_ema: bool = False,
+    backbone: bool = False,
+    key: str | None = None,
 ) -> Net:
     """The one net that a file's content holds.
 
     Args:
         content: nested mappings, as ``convert.read.read`` gives them, or a state_dict.
         stem: what the first layers do where the tensors cannot tell (torchvision's and chenyaofo's names).
+        activation: what stands behind the convolutions where the tensors cannot tell (NanoDet's backbones).
+        shuffle: how blocks shuffle where the tensors cannot tell (pytorchcv's shufflenetv2b).
         use_ema: take the averaged weights that a trainer keeps beside the model.
         backbone: leave out the head and everything else that is not the backbone.
         key: take the net at this place, where a file holds several.
@@ -104,10 +118,13 @@ def find_net(
         raise ConvertError(f"holds more than {_MAX_NETS} nets; save the state_dict() of the one you want alone")
     candidate = _choose(candidates, content, use_ema, key)
     layout = candidate.layout
-    if stem is not None and layout.name != "chenyaofo":
-        raise ConvertError(
-            f"--stem is for torchvision's and chenyaofo's names; this is a {layout.name} checkpoint, leave it out"
-        )
+    for option, value, own, whose in (
+        ("stem", stem, "chenyaofo", "torchvision's and chenyaofo's names"),
+        ("activation", activation, "nanodet", "NanoDet's backbones"),
+        ("shuffle", shuffle, "pytorchcv_b", "pytorchcv's shufflenetv2b"),
+    ):
+        if value is not None and layout.name != own:
+            raise ConvertError(f"--{option} is for {whose}; this is a {layout.name} checkpoint, leave it out")
     notes = [f"found at: {printable(candidate.place, 200)}"]
     siblings = [other for other in candidates if other.where == candidate.where]
     own = _own_tensors(candidate, siblings, alone=key is not None)
@@ -117,10 +134,18 @@ def find_net(
     if layout.name == "chenyaofo":
         layout, why = _decide_stem(tensors, layout, stem)
         notes.append(why)
+    architecture = infer_architecture(layout, tensors)
+    if layout.name == "nanodet":
+        slope, why = _decide_activation(candidate, architecture, activation)
+        architecture = dataclasses.replace(architecture, negative_slope=slope)
+        notes.append(why)
+    if layout.name == "pytorchcv_b":
+        architecture = dataclasses.replace(architecture, shuffle=shuffle or architecture.shuffle)
+        notes.append(_shuffle_note(shuffle))
     if any(_is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
         notes.append("num_batches_tracked is stored as floating-point; made whole numbers")
     tensors = _check_values(tensors)
-    return Net(layout, infer_architecture(layout, tensors), tensors, (*notes, *head_notes), absent)
+    return Net(layout, architecture, tensors, (*notes, *head_notes), absent)
 
 
 def _mappings(
@@ -148,11 +173,19 @@ def _candidates(content: Any) -> Iterator[_Candidate]:
     for where, mapping in _mappings(content):
         tensors = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
         for layout in LAYOUTS.values():
-            if layout.name == "torchvision":
-                continue  # chenyaofo has the same names; _decide_stem tells them apart
+            if layout.name in ("torchvision", "nanodet"):
+                continue  # they have chenyaofo's names; _decide_stem and _of_chenyaofos_names tell them apart
             for name in tensors:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
-                    yield _Candidate(where, tensors, layout, name.removesuffix(layout.fingerprint))
+                    prefix = name.removesuffix(layout.fingerprint)
+                    own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
+                    yield _Candidate(where, tensors, own, prefix)
+
+
+def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
+    """A net that ends after its last stage, or whose last convolution is part of it, is a detector's backbone."""
+    has_last = any(name.startswith(f"{prefix}conv5.") for name in tensors)
+    return LAYOUTS["chenyaofo" if has_last else "nanodet"]
 
 
 def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str | None) -> _Candidate:
@@ -206,9 +239,8 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
     layout, prefix = candidate.layout, candidate.prefix
     named = {layout.root + name.removeprefix(prefix): t for name, t in own.items() if name.startswith(prefix)}
     trunk = {name: tensor for name, tensor in named.items() if not name.startswith(f"{layout.head}.")}
-    blocks = infer_architecture(layout, trunk).stage_blocks
-    conv_bias = bool(family_fields(layout.name)["conv_bias"])
-    trunk_names = _trunk_names(layout, blocks, conv_bias)
+    headless = dataclasses.replace(infer_architecture(layout, trunk), num_classes=0)
+    trunk_names = set(torch_names(layout, headless).values())
     found, rest = {}, {}
     for name, tensor in own.items():
         own_name = layout.root + name.removeprefix(prefix)
@@ -234,7 +266,7 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
         if rest:
             notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
     else:
-        head = _find_head(rest, layout, candidate.net_prefix, features=found[_last_conv(layout, blocks)].shape[0])
+        head = _find_head(rest, layout, candidate.net_prefix, features=headless.features_width)
         for own_name, name in head.items():
             found[own_name] = rest.pop(name)
         if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != (
@@ -256,18 +288,6 @@ def _refuse_leftovers(candidate: _Candidate, names: list[str], has_head: bool) -
         f"the tensors do not make a {candidate.layout.name} ShuffleNetV2: "
         f"{listing([f'{name} belongs to no part of the net' for name in names])}; {remedy}"
     )
-
-
-def _trunk_names(layout: Layout, stage_blocks: tuple[int, ...], conv_bias: bool) -> set[str]:
-    width = 2 ** (3 + len(stage_blocks))
-    headless = Architecture(
-        stage_widths=(width,) * len(stage_blocks), stage_blocks=stage_blocks, num_classes=0, conv_bias=conv_bias
-    )
-    return set(torch_names(layout, headless).values())
-
-
-def _last_conv(layout: Layout, stage_blocks: tuple[int, ...]) -> str:
-    return next(part.conv for part in layout.parts(stage_blocks, with_last=True) if part.flax == "last") + ".weight"
 
 
 def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:
@@ -301,6 +321,37 @@ def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None) -> tuple[L
         reason = f"as given by --stem, but unusual for {classes} classes; {risk}: --stem {usual} if it is low"
     described = {"cifar": "stride 1", "imagenet": "stride 2 and a max-pool"}[stem]
     return LAYOUTS["chenyaofo" if stem == "cifar" else "torchvision"], f"stem: {stem} ({described}), {reason}"
+
+
+def _decide_activation(
+    candidate: _Candidate, architecture: Architecture, activation: Activation | None
+) -> tuple[float, str]:
+    """The slope of a NanoDet backbone's activation, which leaves no trace in the names and shapes."""
+    around = candidate.prefix.removesuffix("backbone.")
+    in_detector = any(name.startswith((f"{around}fpn.", f"{around}head.")) for name in candidate.tensors)
+    if activation is not None:
+        reason = "as given by --activation"
+    elif in_detector or architecture.last_width:
+        activation = "leaky_relu"
+        reason = "assumed, NanoDet's published detectors have it; the tensors cannot tell: --activation relu if it is"
+    else:
+        activation = "relu"
+        reason = "assumed for a lone backbone; the tensors cannot tell: --activation leaky_relu if it is NanoDet's"
+    described = {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {_NANODETS_SLOPE:g}"}[activation]
+    return {"relu": 0.0, "leaky_relu": _NANODETS_SLOPE}[activation], f"activation: {described}, {reason}"
+
+
+def _shuffle_note(shuffle: Shuffle | None) -> str:
+    described = {"after": "the first half with the second", "reverse": "the other way round"}[shuffle or "after"]
+    reason = (
+        "as given by --shuffle"
+        if shuffle
+        else (
+            "assumed, as in the published nets; the tensors cannot tell: --shuffle reverse if it was built with "
+            "shuffle_group_first=False"
+        )
+    )
+    return f"shuffle: {described}, {reason}"
 
 
 def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

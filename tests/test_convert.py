@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import convert_tools
 import jax
@@ -19,6 +20,7 @@ from flax import nnx
 
 import convert
 import flax_shufflenet as fs
+from convert.__main__ import LayoutName
 from convert.across import family_of
 from convert.api import restore_origin
 from convert.layouts import LAYOUTS
@@ -30,7 +32,13 @@ small_architecture = partial(convert_tools.small_architecture, num_classes=7)
 
 ROOT = Path(__file__).parent.parent
 SAME_NAMES = ("chenyaofo", "torchvision")
-STEM_OF = {"chenyaofo": ["--stem", "cifar"], "torchvision": ["--stem", "imagenet"]}
+# What the tensors of these layouts cannot tell.
+GIVEN = {
+    "chenyaofo": ["--stem", "cifar"],
+    "torchvision": ["--stem", "imagenet"],
+    "nanodet": ["--activation", "leaky_relu"],
+    "pytorchcv_b": ["--shuffle", "after"],
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -42,7 +50,7 @@ def test_each_layout_to_flax_and_back_bit_for_bit(
     checkpoint = tmp_path / "net.pt"
     torch.save(tensors, checkpoint)
 
-    outcome = run_convert(capsys, checkpoint, *STEM_OF.get(layout, []))
+    outcome = run_convert(capsys, checkpoint, *GIVEN.get(layout, []))
     assert outcome.code == 0, outcome.err
     assert f"layout    {layout} " in outcome.out
     assert "7 classes" in outcome.out
@@ -137,7 +145,7 @@ def test_one_pytorch_layout_to_another(
     tensors = random_state_dict(source, small_architecture(source))
     torch.save(tensors, tmp_path / "net.pt")
     outcome = run_convert(
-        capsys, tmp_path / "net.pt", "--to", target, "-o", tmp_path / "other.pt", *STEM_OF.get(source, [])
+        capsys, tmp_path / "net.pt", "--to", target, "-o", tmp_path / "other.pt", *GIVEN.get(source, [])
     )
     assert outcome.code == 0, outcome.err
     assert said in outcome.out
@@ -187,7 +195,11 @@ def test_convolution_biases_fold_into_a_layout_without_them() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_familys_own_architecture_is_recognised(layout: str) -> None:
-    assert family_of(fs.preset(layout, 1.0)) in (layout, "torchvision")  # mmpretrain's nets are torchvision's
+    assert family_of(fs.preset(layout, 1.0)) in (layout, "torchvision")  # mmpretrain's and birder's are torchvision's
+
+
+def test_the_command_line_knows_every_layout() -> None:
+    assert get_args(LayoutName) == tuple(LAYOUTS) == fs.FAMILIES
 
 
 def test_the_python_interface_does_the_same(tmp_path: Path) -> None:

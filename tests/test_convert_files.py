@@ -23,7 +23,11 @@ from convert.read import read
 from convert.select import find_net
 from flax_shufflenet.architecture import family_fields
 
-STEM_OF = {"chenyaofo": "cifar", "torchvision": "imagenet"}
+GIVEN = {
+    "chenyaofo": {"stem": "cifar"},
+    "torchvision": {"stem": "imagenet"},
+    "nanodet": {"activation": "leaky_relu"},
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -40,7 +44,7 @@ def test_every_layout_in_every_format(layout: str, tmp_path: Path) -> None:
         path.write_bytes(data)
         source = read(path)
         assert source.kind == kinds[form]
-        net = find_net(source.content, stem=STEM_OF.get(layout))
+        net = find_net(source.content, **GIVEN.get(layout, {}))
         assert net.layout.name == layout
         assert_same(net.tensors, small_state_dict(layout))
 
@@ -207,6 +211,7 @@ def test_other_widths_and_depths(
 ) -> None:
     if family_fields(layout)["down_left"] == "input":  # each stage is wider than the one before
         widths = tuple(width + 8 * stage for stage, width in enumerate(widths))
+    last = 0 if LAYOUTS[layout].last is None else last
     fields = {"stage_widths": widths, "last_width": last, "stage_blocks": blocks}
     tensors = small_state_dict(layout, 751, **fields)
     (tmp_path / "net.pt").write_bytes(saved(tensors))

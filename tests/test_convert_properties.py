@@ -36,7 +36,7 @@ def architecture_fields(draw: st.DrawFn, layout: Layout) -> dict[str, object]:
         width = draw(st.integers(least, least + 14))
         widths.append(max(4, width + width % 2))
     split = 0.5 if fields["shuffle"] == "before" else draw(st.sampled_from([0.5, 0.5, 0.25, 0.3, 0.75]))
-    last = draw(st.integers(1, 12))
+    last = 0 if layout.last is None else draw(st.integers(0 if layout.may_end_early else 1, 12))
     classes = draw(st.one_of(st.just(0), st.integers(1, 20), st.just(751)))
     fields["head_bias"] = draw(st.booleans()) if classes else fields["head_bias"]
     return {
@@ -88,7 +88,7 @@ def test_any_architecture_is_recognised_and_maps_there_and_back(data: st.DataObj
     architecture = draw_architecture(data, layout)
     tensors = random_tensors(layout, architecture, seed)
     names = random.Random(seed).sample(list(tensors), len(tensors))  # the order of keys says nothing
-    net = find_net({name: tensors[name] for name in names}, stem=_stem(layout))
+    net = find_net({name: tensors[name] for name in names}, **_given(layout))
     assert net.layout is layout
     found = net.architecture
     assert found.stage_blocks == architecture.stage_blocks
@@ -102,8 +102,9 @@ def test_any_architecture_is_recognised_and_maps_there_and_back(data: st.DataObj
     assert_same(mapping.to_tensors(layout, found, arrays), tensors)
 
 
-def _stem(layout: Layout) -> str | None:
-    return "cifar" if layout.name == "chenyaofo" else None
+def _given(layout: Layout) -> dict[str, str]:
+    """What the tensors do not tell."""
+    return {"chenyaofo": {"stem": "cifar"}, "nanodet": {"activation": "leaky_relu"}}.get(layout.name, {})
 
 
 @settings(reproducible, max_examples=8)

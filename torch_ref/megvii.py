@@ -4,6 +4,9 @@ Split and shuffle are one step at the input of each basic block: even channels p
 branch. Nothing is shuffled after a block. Their images are BGR in 0-255, not normalised.
 """
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -41,6 +44,19 @@ class DownBlock(nn.Module):
         return torch.cat([self.branch_proj(x), self.branch_main(x)], 1)
 
 
+def check_widths(split_ratio: float, stem_channels: int, stage_channels: Sequence[int]) -> None:
+    """What these blocks can be built with.
+
+    Raises:
+        ValueError: ``split_ratio`` is not 0.5; a stage's width is odd or not above that of its input.
+    """
+    if split_ratio != 0.5:
+        raise ValueError(f"even channels pass and odd ones do not, so split_ratio must be 0.5, not {split_ratio}")
+    for in_channels, out_channels in itertools.pairwise((stem_channels, *stage_channels)):
+        if out_channels % 2 or out_channels <= in_channels:
+            raise ValueError(f"a stage's width must be even and above its input's {in_channels}: {out_channels}")
+
+
 class ShuffleNetV2(nn.Module):
     """The authors' net: [N, 3, 224, 224] -> [N, num_classes], class scores before the softmax.
 
@@ -69,21 +85,18 @@ class ShuffleNetV2(nn.Module):
         dropout: float | None = None,
     ) -> None:
         super().__init__()
-        if split_ratio != 0.5:
-            raise ValueError(f"even channels pass and odd ones do not, so split_ratio must be 0.5, not {split_ratio}")
         if dropout is None:
             dropout = 0.2 if config is None and net_size == 2.0 else 0.0
         if config is None:
             config = config_of(net_size, configs)
         *stage_channels, last_channels = config["out_channels"]
+        check_widths(split_ratio, stem_channels, stage_channels)
 
         self.first_conv = conv_bn_relu(3, stem_channels, 3, stride=2)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         blocks: list[nn.Module] = []
         in_channels = stem_channels
         for out_channels, num_blocks in zip(stage_channels, config["num_blocks"], strict=True):
-            if out_channels % 2 or out_channels <= in_channels:
-                raise ValueError(f"a stage's width must be even and above its input's {in_channels}: {out_channels}")
             blocks += [DownBlock(in_channels, out_channels), *(BasicBlock(out_channels) for _ in range(num_blocks))]
             in_channels = out_channels
         self.features = nn.Sequential(*blocks)

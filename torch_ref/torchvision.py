@@ -17,16 +17,25 @@ configs: dict[float, Config] = {
 }
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+def activation(negative_slope: float) -> nn.Module:
+    """A ReLU, or, with a slope, a LeakyReLU."""
+    return nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+
+
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, negative_slope: float = 0.0
+) -> nn.Sequential:
     """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]. Indices: 0 convolution, 1 BN."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
+        activation(negative_slope),
     )
 
 
-def left_branch(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Sequential:
+def left_branch(
+    in_channels: int, out_channels: int, *, bias: bool = False, negative_slope: float = 0.0
+) -> nn.Sequential:
     """3x3 depthwise - 1x1: [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)].
 
     Indices: 0 depthwise, 1 BN, 2 pointwise, 3 BN.
@@ -36,12 +45,18 @@ def left_branch(in_channels: int, out_channels: int, *, bias: bool = False) -> n
         nn.BatchNorm2d(in_channels),
         nn.Conv2d(in_channels, out_channels, 1, bias=bias),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
+        activation(negative_slope),
     )
 
 
 def right_branch(
-    in_channels: int, mid_channels: int, out_channels: int, *, stride: int, bias: bool = False
+    in_channels: int,
+    mid_channels: int,
+    out_channels: int,
+    *,
+    stride: int,
+    bias: bool = False,
+    negative_slope: float = 0.0,
 ) -> nn.Sequential:
     """1x1 - 3x3 depthwise - 1x1: [N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)].
 
@@ -50,23 +65,23 @@ def right_branch(
     return nn.Sequential(
         nn.Conv2d(in_channels, mid_channels, 1, bias=bias),
         nn.BatchNorm2d(mid_channels),
-        nn.ReLU(),
+        activation(negative_slope),
         nn.Conv2d(mid_channels, mid_channels, 3, stride=stride, padding=1, groups=mid_channels, bias=bias),
         nn.BatchNorm2d(mid_channels),
         nn.Conv2d(mid_channels, out_channels, 1, bias=bias),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
+        activation(negative_slope),
     )
 
 
 class BasicBlock(nn.Module):
     """Stride 1: the first part passes, the rest goes through the branch. [N, C, H, W] -> [N, C, H, W]."""
 
-    def __init__(self, in_channels: int, split_ratio: float = 0.5) -> None:
+    def __init__(self, in_channels: int, split_ratio: float = 0.5, negative_slope: float = 0.0) -> None:
         super().__init__()
         self.split = SplitBlock(split_ratio)
         width = in_channels - int(in_channels * split_ratio)
-        self.branch2 = right_branch(width, width, width, stride=1)
+        self.branch2 = right_branch(width, width, width, stride=1, negative_slope=negative_slope)
         self.shuffle = ShuffleBlock()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,20 +92,23 @@ class BasicBlock(nn.Module):
 class DownBlock(nn.Module):
     """Stride 2: both branches see all channels. [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)]."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, negative_slope: float = 0.0) -> None:
         super().__init__()
         mid_channels = out_channels // 2
-        self.branch1 = left_branch(in_channels, mid_channels)
-        self.branch2 = right_branch(in_channels, mid_channels, mid_channels, stride=2)
+        self.branch1 = left_branch(in_channels, mid_channels, negative_slope=negative_slope)
+        self.branch2 = right_branch(in_channels, mid_channels, mid_channels, stride=2, negative_slope=negative_slope)
         self.shuffle = ShuffleBlock()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.shuffle(torch.cat([self.branch1(x), self.branch2(x)], 1))
 
 
-def _stage(in_channels: int, out_channels: int, num_blocks: int, split_ratio: float) -> nn.Sequential:
-    blocks = [BasicBlock(out_channels, split_ratio) for _ in range(num_blocks)]
-    return nn.Sequential(DownBlock(in_channels, out_channels), *blocks)
+def stage(
+    in_channels: int, out_channels: int, num_blocks: int, split_ratio: float, negative_slope: float = 0.0
+) -> nn.Sequential:
+    """A down block and its basic blocks: [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)]."""
+    blocks = [BasicBlock(out_channels, split_ratio, negative_slope) for _ in range(num_blocks)]
+    return nn.Sequential(DownBlock(in_channels, out_channels, negative_slope), *blocks)
 
 
 class ShuffleNetV2(nn.Module):
@@ -128,9 +146,9 @@ class ShuffleNetV2(nn.Module):
 
         self.conv1 = conv_bn_relu(3, stem_channels, 3, stride=stem_stride)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_pool else None
-        self.stage2 = _stage(stem_channels, c1, n1, split_ratio)
-        self.stage3 = _stage(c1, c2, n2, split_ratio)
-        self.stage4 = _stage(c2, c3, n3, split_ratio)
+        self.stage2 = stage(stem_channels, c1, n1, split_ratio)
+        self.stage3 = stage(c1, c2, n2, split_ratio)
+        self.stage4 = stage(c2, c3, n3, split_ratio)
         self.conv5 = conv_bn_relu(c3, last_channels, 1)
         self.fc = None if num_classes is None else nn.Linear(last_channels, num_classes)
 

@@ -18,7 +18,8 @@ NARROW = {"stage_widths": (12, 20, 34), "stage_blocks": (0, 1, 0), "stem_width":
 
 
 def narrow(family: str) -> Architecture:
-    return dataclasses.replace(preset(family, 0.5), **NARROW, last_width=16)
+    usual = preset(family, 0.5)
+    return dataclasses.replace(usual, **NARROW, last_width=16 if usual.last_width else 0)
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

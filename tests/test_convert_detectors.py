@@ -1,0 +1,145 @@
+"""``python -m convert`` on detectors' files: the backbone is taken out, its maps are those that a detector reads."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert_tools import assert_same_tensors, random_state_dict, run_convert, small_architecture
+from flax import nnx
+from parity_tools import random_images, to_nchw
+
+import convert
+import flax_shufflenet as fs
+from convert.layouts import LAYOUTS
+from convert.select import find_net
+from convert.verify import FLOAT64_BAR, relative_difference
+
+DETECTORS = ("nanodet", "fastestdet", "yolov5lite")
+
+
+def backbone(layout: str, **fields: object) -> dict[str, torch.Tensor]:
+    return random_state_dict(layout, small_architecture(layout, num_classes=0, **fields))
+
+
+def detector(layout: str, **fields: object) -> dict[str, torch.Tensor]:
+    """What a detector's state_dict holds: its backbone, and other tensors around it."""
+    if layout == "yolov5lite":
+        return {**backbone(layout, **fields), "model.7.conv.weight": torch.ones(3, 128, 1, 1)}
+    around = {"nanodet": ("fpn.lateral.conv.weight", "head.gfl_cls.0.weight"), "fastestdet": ("SPP.S1.0.weight",)}
+    inside = {f"backbone.{name}": tensor for name, tensor in backbone(layout, **fields).items()}
+    return {**inside, **{name: torch.ones(3, 128, 1, 1) for name in around[layout]}}
+
+
+@pytest.mark.parametrize("layout", DETECTORS)
+def test_a_detectors_backbone_is_taken_out_where_that_is_asked_for(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(detector(layout), tmp_path / "net.pth")
+    outcome = run_convert(capsys, tmp_path / "net.pth")
+    assert outcome.code == 1
+    assert "belongs to no part of the net" in outcome.err
+    assert "--backbone" in outcome.err
+    outcome = run_convert(capsys, tmp_path / "net.pth", "--backbone")
+    assert outcome.code == 0, outcome.err
+    assert "128, no last convolution" in outcome.out
+    model = fs.load(tmp_path / "net.safetensors")
+    assert model.architecture == small_architecture(layout, num_classes=0)
+    outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pth")
+    assert outcome.code == 0, outcome.err
+    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), backbone(layout))
+
+
+@pytest.mark.parametrize("layout", DETECTORS)
+def test_stage_features_are_the_maps_of_the_detectors_own_backbone(layout: str, float64: None) -> None:
+    model, _ = convert.load_torch(
+        {name: t.double() if t.is_floating_point() else t for name, t in detector(layout).items()}, backbone=True
+    )
+    net = LAYOUTS[layout].build_reference(model.architecture).double().eval()
+    net.load_state_dict(backbone(layout))
+    images = random_images(2, 97, 141)
+    with torch.no_grad():
+        theirs = net.stages(to_nchw(images))
+    ours = nnx.jit(lambda model, images: model.stage_features(images))(model, jnp.asarray(images))
+    assert len(ours) == len(theirs) == 3
+    for own, their in zip(ours, theirs, strict=True):
+        assert relative_difference(np.asarray(own), their.numpy().transpose(0, 2, 3, 1)) <= FLOAT64_BAR
+
+
+def slope(tensors: dict[str, torch.Tensor], **options: object) -> tuple[float, str]:
+    net = find_net(tensors, **options)
+    return net.architecture.negative_slope, next(note for note in net.notes if note.startswith("activation"))
+
+
+def test_nanodets_activation_is_given_or_assumed_and_the_report_says_which() -> None:
+    assert slope(detector("nanodet"), backbone=True)[0] == 0.1
+    assert "NanoDet's published detectors have it" in slope(detector("nanodet"), backbone=True)[1]
+    assert slope(backbone("nanodet")) == (
+        0.0,
+        "activation: ReLU, assumed for a lone backbone; the tensors cannot tell: --activation leaky_relu if it is "
+        "NanoDet's",
+    )
+    assert slope(backbone("nanodet"), activation="leaky_relu")[0] == 0.1
+    assert slope(backbone("nanodet", last_width=40))[0] == 0.1
+
+
+def test_nanodets_averaged_weights_stand_beside_the_others() -> None:
+    both = {f"{prefix}.{name}": t for prefix in ("model", "avg_model") for name, t in detector("nanodet").items()}
+    net = find_net({"state_dict": both, "epoch": 3}, backbone=True, use_ema=True)
+    assert "found at: state_dict.avg_model.backbone" in net.notes
+
+
+def test_a_torchvision_net_without_its_last_convolution_converts_by_itself() -> None:
+    whole = random_state_dict("torchvision", small_architecture("torchvision"))
+    cut = {name: tensor for name, tensor in whole.items() if not name.startswith(("conv5.", "fc."))}
+    net = find_net(cut)
+    assert net.layout.name == "nanodet"
+    assert_same_tensors(net.tensors, cut)
+    assert "no head: the net returns its pooled features" in net.notes
+
+
+def test_pytorchcvs_other_shuffle_is_given(unoptimised: None) -> None:
+    tensors = random_state_dict("pytorchcv_b", small_architecture("pytorchcv_b"))
+    assert find_net(tensors).architecture.shuffle == "after"
+    model, report = convert.load_torch(tensors, shuffle="reverse")
+    assert model.architecture.shuffle == "reverse"
+    assert "shuffle: the other way round, as given by --shuffle" in report.notes
+    assert_same_tensors(convert.to_torch(model), tensors)
+
+
+@pytest.mark.parametrize(
+    ("options", "whose"),
+    [(("--activation", "relu"), "NanoDet's backbones"), (("--shuffle", "reverse"), "pytorchcv's shufflenetv2b")],
+)
+def test_options_that_say_nothing_about_a_net_are_refused(
+    options: tuple[str, str], whose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pth")
+    outcome = run_convert(capsys, tmp_path / "net.pth", *options)
+    assert outcome.code == 1
+    assert f"{options[0]} is for {whose}; this is a seed checkpoint, leave it out" in outcome.err
+
+
+def test_what_a_layout_cannot_hold_is_said(unoptimised: None) -> None:
+    early = fs.ShuffleNetV2(small_architecture("nanodet"), rngs=nnx.Rngs(0))
+    with pytest.raises(convert.ConvertError, match="ends after its last stage"):
+        convert.to_torch(early, "torchvision")
+    with pytest.raises(convert.ConvertError, match=r"LeakyReLUs of slope 0\.1, that layout's have ReLUs"):
+        convert.to_torch(early, "yolov5lite")
+    whole = fs.ShuffleNetV2(small_architecture("torchvision"), rngs=nnx.Rngs(0))
+    with pytest.raises(convert.ConvertError, match="a last convolution follows"):
+        convert.to_torch(whole, "yolov5lite")
+    with pytest.raises(
+        convert.ConvertError,
+        match="its stem has stride 2 and a max-pool, that layout's stride 2 and a max-pool without padding",
+    ):
+        convert.to_torch(whole, "pytorchcv")
+
+
+def test_fine_tuned_backbones_have_a_classifier_of_their_own(unoptimised: None) -> None:
+    model = fs.ShuffleNetV2(small_architecture("fastestdet", num_classes=5), rngs=nnx.Rngs(0))
+    tensors = convert.to_torch(model)
+    assert tensors["classifier.weight"].shape == (5, 128)
+    assert jax.tree.leaves(model.classifier)[0].shape in ((128, 5), (5,))
