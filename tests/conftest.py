@@ -18,7 +18,11 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share fixtures and programs: they go to one worker, where they name no group of their own."""
+    """Tests of one file share fixtures and programs: they go to one worker, where they name no group of their own.
+
+    Those that do compile for the longest, and come first, so that no worker waits for the other at the end.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
@@ -31,9 +35,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Many tests convert the same net: its programs are compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    """One cache of compiled programs for all workers and for the commands that tests start, new for each run.
+
+    ``JAX_COMPILATION_CACHE_DIR`` names another, which stays for the next run.
+    """
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    settings = {
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(run / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_compilation_cache_max_size": 2**34,  # with a limit, JAX locks the folder
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="module")

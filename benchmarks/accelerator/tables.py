@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -30,7 +31,7 @@ def table(part: str, rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         problem = row.get("failure") or (f"skipped: {row['skipped']}" if "skipped" in row else "")
         style = "bold red" if "failure" in row else None
-        result.add_row(row["name"], *([problem] if problem else cells(row)), style=style)
+        result.add_row(escape(row["name"]), *([escape(problem)] if problem else cells(row)), style=style)
     return result
 
 

@@ -45,7 +45,10 @@ def started(*arguments):
     )
 
 
-def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_accuracy(tmp_path, cache_home):
+def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_accuracy(
+    tmp_path, cache_home, monkeypatch
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # the user's cache folder is used where none is named
     out = tmp_path / "out"
     command = ("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
     stopped = started(*command)
