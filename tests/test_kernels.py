@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from flax_shufflenet import kernels
 
-pytestmark = pytest.mark.usefixtures("unoptimised", "float64")
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised", "float64")]
 
 CASES = {
     "pointwise": ((2, 5, 7, 6), (1, 1, 6, 4), 1, 1),

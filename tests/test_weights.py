@@ -15,7 +15,7 @@ import flax_shufflenet as fs
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(1, 0), stem_width=4, last_width=24)
 
