@@ -23,9 +23,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from benchmarks.differences import worst_difference
+from benchmarks.report import installed_versions
 from convert import mapping
 from convert.layouts import LAYOUTS, Layout
-from convert.report import versions
 from convert.verify import FLOAT64_BAR
 from flax_shufflenet import Architecture, preset
 from flax_shufflenet.functional import Functional, split
@@ -217,14 +217,17 @@ def main() -> int:
     parser.add_argument("--families", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--size", type=float, choices=(0.5, 1.0, 1.5, 2.0), default=0.5)
     arguments = parser.parse_args()
-    print(", ".join(f"{name} {number}" for name, number in versions().items()), f"on {jax.devices()[0].device_kind}")
-    print(f"size {arguments.size}, batch {CONFIG.batch_size}, float64, bar {FLOAT64_BAR:.0e}\n")
+    print(", ".join(f"{name} {number}" for name, number in installed_versions().items()))
+    device = jax.devices()[0].device_kind
+    print(f"size {arguments.size}, batch {CONFIG.batch_size}, float64 on {device}, bar {FLOAT64_BAR:.0e}\n")
     print("| family | images | loss | gradients | running statistics | parameters after the step | |")
     print("|---|---|---|---|---|---|---|")
     equal = True
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for family in arguments.families:
-            case = make_case(family, preset(family, arguments.size))
+            usual = preset(family, arguments.size)
+            # A backbone gets a classifier, as fine-tuning gives it one.
+            case = make_case(family, dataclasses.replace(usual, num_classes=usual.num_classes or 10))
             found = compare(jax_step(case, jnp.float64), torch_step(case, torch.float64))
             height, width = image_size(case.architecture)
             figures = " | ".join(f"{figure:.1e}" for figure in (found.loss, *(place[0] for place in found[1:])))

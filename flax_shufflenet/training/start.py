@@ -29,9 +29,8 @@ class SavedNet(NamedTuple):
 
     @property
     def assumed(self) -> str:
-        """Of the values of its images, what its file does not say; empty where it says all."""
-        found = self.expected.assumed
-        return ", ".join(found[name] for name in ("normalisation", "channels") if name in found)
+        """Whose values of images are assumed, where its file does not say; empty where it does."""
+        return self.expected.assumed.get("normalisation", "")
 
 
 def read_init(config: Config) -> SavedNet | None:
@@ -69,8 +68,8 @@ def image_size(config: Config, saved: SavedNet | None) -> int:
     except ValueError as error:
         advice = "learn from a folder of images, with" if config.dataset in DATASETS else "give"
         raise TrainingError(
-            f"--init {saved.path} cannot take images of {side}x{side}: {one_line(error)}; it is made for "
-            f"{saved.expected.size}x{saved.expected.size}: {advice} --image_size {saved.expected.size}"
+            f"--init {saved.path} is made for images of {saved.expected.size}x{saved.expected.size} and cannot take "
+            f"{side}x{side}: {advice} --image_size {saved.expected.size} ({one_line(error)})"
         ) from None
     return side
 
