@@ -29,6 +29,7 @@ from convert.layouts import LAYOUTS, Layout
 from convert.verify import FLOAT64_BAR
 from flax_shufflenet import Architecture, preset
 from flax_shufflenet.functional import Functional, split
+from flax_shufflenet.preprocessing import expected_by
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.step import (
@@ -212,6 +213,13 @@ def compare(ours: Step, theirs: Step) -> Differences:
     )
 
 
+def _usual_input(architecture: Architecture, layout: str) -> str:
+    """What ``train.py`` gives a net that was converted from this layout, unless its file says another."""
+    expected = expected_by(architecture, {"layout": layout})
+    order = "blue, green, red" if expected.bgr else "red, green, blue"
+    return f"{expected.size}x{expected.size}, {order}, {expected.assumed['normalisation']}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_parity", description=__doc__)
     parser.add_argument("--families", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
@@ -220,8 +228,8 @@ def main() -> int:
     print(", ".join(f"{name} {number}" for name, number in installed_versions().items()))
     device = jax.devices()[0].device_kind
     print(f"size {arguments.size}, batch {CONFIG.batch_size}, float64 on {device}, bar {FLOAT64_BAR:.0e}\n")
-    print("| family | images | loss | gradients | running statistics | parameters after the step | |")
-    print("|---|---|---|---|---|---|---|")
+    print("| family | fine-tuned on | step on | loss | gradients | statistics | parameters after the step | |")
+    print("|---|---|---|---|---|---|---|---|")
     equal = True
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for family in arguments.families:
@@ -232,7 +240,8 @@ def main() -> int:
             height, width = image_size(case.architecture)
             figures = " | ".join(f"{figure:.1e}" for figure in (found.loss, *(place[0] for place in found[1:])))
             same = found.largest <= FLOAT64_BAR
-            print(f"| {family} | {height}x{width} | {figures} | {'equal' if same else 'DIFFERS'} |", flush=True)
+            row = [family, _usual_input(usual, family), f"{height}x{width}", figures, "equal" if same else "DIFFERS"]
+            print("|", " | ".join(row), "|", flush=True)
             equal &= same
     return 0 if equal else 1
 

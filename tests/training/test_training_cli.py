@@ -129,7 +129,7 @@ def test_help_names_every_option():
         assert f"--{option}" in result.stdout
     for option in ("weight_decay", "seed", "dtype", "out", "force", "recipe", "init", "label_smoothing", "ema"):
         assert f"--{option}" in result.stdout
-    for option in ("warmup_epochs", "decayed", "random_erasing", "test_flip"):
+    for option in ("warmup_epochs", "decayed", "random_erasing", "test_flip", "freeze"):
         assert f"--{option}" in result.stdout
 
 
