@@ -14,6 +14,7 @@ import torch
 
 from convert.errors import ConvertError
 from convert.inert_pickle import MAX_PICKLE, InertUnpickler, StandIn, Storage, view_tensor
+from convert.whole_modules import unfold
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -137,7 +138,7 @@ def read_zip(data: bytes) -> tuple[str, Any]:
         if not tensors:
             raise ConvertError("a TorchScript archive without parameters; save the net's state_dict() before freezing")
         return "TorchScript archive", tensors
-    return "PyTorch", InertUnpickler(pickled, find_storage).load()
+    return "PyTorch", unfold(InertUnpickler(pickled, find_storage).load())
 
 
 def _collect_tensors(module: Any) -> dict[str, torch.Tensor]:
@@ -195,7 +196,7 @@ def read_legacy(data: bytes) -> Any:
         storage.buffer[:] = data[start:position]
     if storages:
         raise ConvertError("the file is damaged (tensors without values); copy or download it again")
-    return content
+    return unfold(content)
 
 
 def _read_exported_program(archive: _Archive, weights: list[str]) -> Any:

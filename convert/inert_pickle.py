@@ -54,7 +54,25 @@ class Storage:
 class StandIn:
     """Stands for an object of any class: it keeps the attributes it is given and does nothing."""
 
+    class_name: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_module(self) -> bool:
+        """It has what a pickled ``torch.nn.Module`` has."""
+        return all(isinstance(self.attributes.get(name), dict) for name in ("_parameters", "_buffers", "_modules"))
+
+
+@dataclass(eq=False)
+class ClassName:
+    """Stands for a class or function that is not looked at. ``called`` takes the names of those that the pickle calls
+    and that data has no business with; None for those that may be."""
+
+    name: str
+    called: dict[str, None] | None = None
+
+    def make(self) -> StandIn:
+        return StandIn(self.name)
 
 
 def view_tensor(storage: Storage, offset: int, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
@@ -113,6 +131,11 @@ def _dictionary(pairs: Sequence[tuple[Any, Any]] | None = None, *_: Any) -> dict
     return items
 
 
+def _set(items: Sequence[Any] = (), *_: Any) -> set[str]:
+    """Of a module's names, such as those of the buffers that are none of its state."""
+    return {item for item in items if isinstance(item, str)} if isinstance(items, list | tuple) else set()
+
+
 def _refuse(what: str) -> Callable[..., Any]:
     def refuse(*_: Any) -> Any:
         raise ConvertError(what)
@@ -124,6 +147,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dictionary,
     "collections.defaultdict": _dictionary,
     "collections.Counter": _dictionary,
+    "builtins.set": _set,
     "torch.Size": _first,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -150,7 +174,7 @@ _BYSTANDERS = {
     "argparse.Namespace",
     "types.SimpleNamespace",
     *(f"builtins.{name}" for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")),
-    *(f"builtins.{name}" for name in ("list", "object", "range", "set", "slice", "str", "tuple")),
+    *(f"builtins.{name}" for name in ("list", "object", "range", "slice", "str", "tuple")),
     "_codecs.encode",
     "collections.deque",
     "datetime.date",
@@ -172,8 +196,10 @@ def _call(build: Any, arguments: Any) -> Any:
     """Calls one of this module's own functions; a class is only ever stood in for."""
     if not isinstance(arguments, tuple):
         raise pickle.UnpicklingError("arguments that are no tuple")
-    if build is StandIn:
-        return StandIn()
+    if isinstance(build, ClassName):
+        if build.called is not None:
+            build.called[build.name] = None
+        return build.make()
     if not isinstance(build, FunctionType):  # the functions above are all there are
         raise pickle.UnpicklingError("a call of what is no function")
     return build(*arguments)
@@ -201,6 +227,9 @@ class InertUnpickler(pickle._Unpickler):
         file: where the pickle starts.
         find_storage: the storage that a persistent id names.
         is_module: of a class's full name, whether it may be stood in for without being foreign.
+
+    Foreign classes are stood in for as well, where the pickle only makes objects of them, as it does of a module and of
+    what is in it. A pickle that calls what is foreign, or that has foreign objects and no module, is refused.
     """
 
     # pickle's own, which its type stubs leave out.
@@ -226,7 +255,9 @@ class InertUnpickler(pickle._Unpickler):
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self._find_storage = find_storage
         self._is_module = is_module
-        self.foreign: dict[str, None] = {}  # an ordered set
+        self.foreign: dict[str, None] = {}  # an ordered set, as is the next
+        self.called: dict[str, None] = {}
+        self.has_modules = False
 
     def load(self) -> Any:
         """What is pickled.
@@ -237,16 +268,16 @@ class InertUnpickler(pickle._Unpickler):
         try:
             loaded = super().load()
         except ConvertError:
-            if not self.foreign:
+            if not self.called:
                 raise
         except Exception as error:  # whatever a damaged pickle makes the unpickler raise
-            if not self.foreign:
+            if not self.called:
                 reason = type(error).__name__ if isinstance(error, KeyError) else str(error) or type(error).__name__
                 raise ConvertError(f"the file is damaged ({reason[:100]}); copy or download it again") from None
         else:
-            if not self.foreign:
+            if not self.called and (self.has_modules or not self.foreign):
                 return loaded
-        raise ConvertError(_explain_foreign(list(self.foreign)))
+        raise ConvertError(_explain_foreign(list(self.called or self.foreign)))
 
     def find_class(self, module: str, name: str) -> Any:
         # Protocol 2 has Python 2's names.
@@ -264,11 +295,12 @@ class InertUnpickler(pickle._Unpickler):
             return _first
         if full_name not in _BYSTANDERS and not self._is_module(full_name):
             self.foreign[full_name] = None
-        return StandIn
+            return ClassName(full_name, self.called)
+        return ClassName(full_name)
 
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] == "module":  # legacy files; the class is on record
-            return StandIn
+            return pid[1]
         if pid[0] != "storage" or not isinstance(pid[1], torch.dtype) or not isinstance(pid[2], str):
             raise pickle.UnpicklingError("a persistent id that is no storage's")
         return self._find_storage(*pid[1:])
@@ -278,14 +310,17 @@ class InertUnpickler(pickle._Unpickler):
         self.stack[-1] = _call(self.stack[-1], arguments)
 
     def _load_newobj(self) -> None:
-        self.stack.pop()
-        self.stack[-1] = StandIn() if self.stack[-1] is StandIn else _call(self.stack[-1], ())
+        arguments = self.stack.pop()
+        build = self.stack[-1]
+        made_only = isinstance(build, ClassName) and (arguments == () or build.called is None)
+        self.stack[-1] = build.make() if made_only else _call(build, ())
 
     def _load_build(self) -> None:
         state = self.stack.pop()
         built = self.stack[-1]
         if isinstance(built, StandIn) and isinstance(state, dict):
             built.attributes |= {name: value for name, value in state.items() if isinstance(name, str)}
+            self.has_modules |= built.is_module
 
     def _load_append(self) -> None:
         self._extend([self.stack.pop()])
@@ -298,6 +333,14 @@ class InertUnpickler(pickle._Unpickler):
             self.stack[-1] += values
         elif not isinstance(self.stack[-1], StandIn):
             raise pickle.UnpicklingError("an item of what is no list")
+
+    def _load_empty_set(self) -> None:
+        self.stack.append(set())
+
+    def _load_additems(self) -> None:
+        items = self.pop_mark()
+        if type(self.stack[-1]) is set:
+            self.stack[-1] |= _set(items)
 
     def _load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -314,19 +357,14 @@ class InertUnpickler(pickle._Unpickler):
         pickle.BUILD[0]: _load_build,
         pickle.APPEND[0]: _load_append,
         pickle.APPENDS[0]: _load_appends,
+        pickle.EMPTY_SET[0]: _load_empty_set,
+        pickle.ADDITEMS[0]: _load_additems,
         pickle.SETITEM[0]: _load_setitem,
         pickle.SETITEMS[0]: _load_setitems,
     }
 
 
 def _explain_foreign(names: list[str]) -> str:
-    own = [name for name in names if not name.startswith(("torch.nn.", "torch._", "builtins.", "collections."))]
-    if any(".nn.modules." in name or "ShuffleNet" in name for name in names):
-        whole = next((name for name in own if "ShuffleNet" in name), (own or names)[0])
-        return (
-            f"a whole pickled module ({whole}), which only runs with its code; load it where that code is and "
-            "save its weights alone: torch.save(net.state_dict(), path)"
-        )
     return (
         f"needs to run {listing(names)}, which a file of data has no business with; "
         "if you trust it, load it where it was made and torch.save(net.state_dict(), path)"

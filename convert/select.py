@@ -8,10 +8,12 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from convert import whole_modules
 from convert.errors import ConvertError, listing, printable
 from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
+from convert.whole_modules import WholeModule
 from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
 
@@ -73,6 +75,8 @@ class _Candidate:
     tensors: dict[str, torch.Tensor]
     layout: Layout
     prefix: str
+    module: WholeModule | None = None
+    """The module whose tensors they are, where it was pickled whole."""
 
     @property
     def is_average(self) -> bool:
@@ -132,13 +136,20 @@ def find_net(
         notes.append(f"left out: {beside} tensors beside the net")
     tensors, head_notes, absent = _take(candidate, own, backbone)
     if layout.name == "chenyaofo":
-        layout, why = _decide_stem(tensors, layout, stem)
+        stem_of_layers = None if candidate.module is None else _stem_of_layers(candidate.module, candidate, stem)
+        layout, why = _decide_stem(tensors, layout, stem, stem_of_layers)
         notes.append(why)
     architecture = infer_architecture(layout, tensors)
-    if layout.name == "nanodet":
+    told: list[str] = []
+    if candidate.module is not None:
+        architecture, told = whole_modules.apply_to(candidate.module, layout, architecture, candidate.prefix)
+        notes += told
+    if layout.name == "nanodet" and not any(note.startswith("rectifier: ") for note in told):
         slope, why = _decide_activation(candidate, architecture, activation)
         architecture = dataclasses.replace(architecture, negative_slope=slope)
         notes.append(why)
+    if layout.name == "yolov5lite" and not any(note.startswith("epsilon: ") for note in told):
+        notes.append(f"epsilon: {architecture.bn_epsilon:g}, assumed, as YOLOv5 sets it; the tensors cannot tell")
     if layout.name == "pytorchcv_b":
         architecture = dataclasses.replace(architecture, shuffle=shuffle or architecture.shuffle)
         notes.append(_shuffle_note(shuffle))
@@ -172,6 +183,7 @@ def _mappings(
 def _candidates(content: Any) -> Iterator[_Candidate]:
     for where, mapping in _mappings(content):
         tensors = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
+        module = mapping if isinstance(mapping, WholeModule) else None
         for layout in LAYOUTS.values():
             if layout.name in ("torchvision", "nanodet"):
                 continue  # they have chenyaofo's names; _decide_stem and _of_chenyaofos_names tell them apart
@@ -179,7 +191,7 @@ def _candidates(content: Any) -> Iterator[_Candidate]:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
                     prefix = name.removesuffix(layout.fingerprint)
                     own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
-                    yield _Candidate(where, tensors, own, prefix)
+                    yield _Candidate(where, tensors, own, prefix, module)
 
 
 def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
@@ -305,13 +317,33 @@ def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) ->
     return {f"{layout.head}.{kind}": f"{head}.{kind}" for kind in ("weight", "bias") if f"{head}.{kind}" in rest}
 
 
-def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None) -> tuple[Layout, str]:
+def _stem_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | None) -> Stem | None:
+    """What a whole module's own first layers are.
+
+    Raises:
+        ConvertError: no layout has such first layers, or --stem says something else.
+    """
+    stride, has_max_pool = whole_modules.stem_of(module, candidate.layout, candidate.prefix)
+    if stride is None:
+        return None
+    if stride not in (1, 2) or (stride == 1 and has_max_pool):
+        pool = " and a max-pool" if has_max_pool else ""
+        raise ConvertError(f"its first convolution has stride {stride}{pool}, which no layout with these names has")
+    found: Stem = "cifar" if stride == 1 else "imagenet"
+    if stem not in (None, found):
+        raise ConvertError(f"--stem {stem}: the module's own first convolution has stride {stride}; leave it out")
+    return found
+
+
+def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None, of_layers: Stem | None) -> tuple[Layout, str]:
     """torchvision and chenyaofo differ only in the stem's stride and pool, which leave no trace in the tensors."""
     head = tensors.get(f"{layout.head}.weight")
     classes = head.shape[0] if head is not None and head.ndim else 0
     usual: Stem = "cifar" if classes in (10, 100) else "imagenet"
     risk = "the tensors cannot tell, and the wrong stem ruins the accuracy"
-    if stem is None:
+    if of_layers is not None:
+        stem, reason = of_layers, "as the module has it"
+    elif stem is None:
         stem, other = usual, "imagenet" if usual == "cifar" else "cifar"
         reason = f"assumed from its {classes} classes" if classes else "assumed, there is no class count to go by"
         reason += f"; {risk}: --stem {other} if it is"
@@ -338,7 +370,7 @@ def _decide_activation(
         activation = "relu"
         reason = "assumed for a lone backbone; the tensors cannot tell: --activation leaky_relu if it is NanoDet's"
     described = {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {_NANODETS_SLOPE:g}"}[activation]
-    return {"relu": 0.0, "leaky_relu": _NANODETS_SLOPE}[activation], f"activation: {described}, {reason}"
+    return {"relu": 0.0, "leaky_relu": _NANODETS_SLOPE}[activation], f"rectifier: {described}, {reason}"
 
 
 def _shuffle_note(shuffle: Shuffle | None) -> str:

@@ -70,7 +70,7 @@ def test_stage_features_are_the_maps_of_the_detectors_own_backbone(layout: str, 
 
 def slope(tensors: dict[str, torch.Tensor], **options: object) -> tuple[float, str]:
     net = find_net(tensors, **options)
-    return net.architecture.negative_slope, next(note for note in net.notes if note.startswith("activation"))
+    return net.architecture.negative_slope, next(note for note in net.notes if note.startswith("rectifier"))
 
 
 def test_nanodets_activation_is_given_or_assumed_and_the_report_says_which() -> None:
@@ -78,7 +78,7 @@ def test_nanodets_activation_is_given_or_assumed_and_the_report_says_which() -> 
     assert "NanoDet's published detectors have it" in slope(detector("nanodet"), backbone=True)[1]
     assert slope(backbone("nanodet")) == (
         0.0,
-        "activation: ReLU, assumed for a lone backbone; the tensors cannot tell: --activation leaky_relu if it is "
+        "rectifier: ReLU, assumed for a lone backbone; the tensors cannot tell: --activation leaky_relu if it is "
         "NanoDet's",
     )
     assert slope(backbone("nanodet"), activation="leaky_relu")[0] == 0.1

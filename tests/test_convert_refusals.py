@@ -151,18 +151,6 @@ def test_old_exported_programs_are_no_way_around(tmp_path: Path, capsys: pytest.
     assert "with a TorchScript archive for its weights" in assert_refused(capsys, tmp_path / "net.pt2")
 
 
-def test_whole_pickled_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    net = small_net("seed")
-    for content in (net, {"net": net}, torch.nn.DataParallel(net)):
-        for data in (saved(content), legacy(content)):
-            (tmp_path / "net.pt").write_bytes(data)
-            reason = assert_refused(capsys, tmp_path / "net.pt")
-            assert reason.startswith("a whole pickled module (torch_ref.seed.ShuffleNetV2)")
-            assert "torch.save(net.state_dict(), path)" in reason
-    (tmp_path / "net.pt").write_bytes(saved({"model": small_state_dict("seed"), "loss": torch.nn.CrossEntropyLoss()}))
-    assert "(torch.nn.modules.loss.CrossEntropyLoss)" in assert_refused(capsys, tmp_path / "net.pt")
-
-
 def quantised() -> dict[str, torch.Tensor]:
     tensors = small_state_dict("seed")
     with warnings.catch_warnings():

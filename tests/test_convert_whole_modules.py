@@ -1,0 +1,174 @@
+"""Modules that ``torch.save(net)`` pickled whole: their tensors are taken out, and what their layers say is heeded."""
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_tools import assert_same, legacy, saved, small_net, small_state_dict, take
+from convert_tools import run_convert, small_architecture
+from torch import nn
+
+from convert.errors import ConvertError
+from convert.layouts import LAYOUTS
+from convert.select import Net
+from torch_ref.randomise import randomise
+
+IMAGENET_STEMS = ("torchvision", "nanodet", "yolov5lite", "birder", "pytorchcv", "pytorchcv_b", "fastestdet")
+
+
+def fresh(layout: str, num_classes: int = 7, **fields: object) -> nn.Module:
+    return randomise(LAYOUTS[layout].build_reference(small_architecture(layout, num_classes, **fields)))
+
+
+def taken(content: object, tmp_path: Path, **options: object) -> Net:
+    (tmp_path / "net.pt").write_bytes(saved(content))
+    return take(tmp_path / "net.pt", **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_module_is_its_state_dict(layout: str, tmp_path: Path) -> None:
+    net, tensors = small_net(layout), small_state_dict(layout)
+    for content in (net, {"model": net, "epoch": 3}, nn.DataParallel(net), [net]):
+        for data in (saved(content), legacy(content), saved(content, pickle_protocol=4)):
+            (tmp_path / "net.pt").write_bytes(data)
+            found = take(tmp_path / "net.pt")
+            assert found.layout.name == layout  # chenyaofo's and torchvision's stems are told apart by their strides
+            assert found.architecture == small_architecture(layout)
+            assert_same(found.tensors, tensors)
+            assert any("which is unknown here; nothing of it ran" in note for note in found.notes)
+
+
+def test_nothing_is_imported_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class that is gone when the file is read, as everybody's is on another machine."""
+    module = types.ModuleType("elsewhere")
+    sys.modules["elsewhere"] = module
+    module.Net = type("Net", (type(fresh("kuangliu")),), {"__module__": "elsewhere"})
+    net = fresh("kuangliu")
+    net.__class__ = module.Net
+    (tmp_path / "net.pt").write_bytes(saved(net))
+    del sys.modules["elsewhere"]
+    outcome = run_convert(capsys, tmp_path / "net.pt")
+    assert outcome.code == 0, outcome.err
+    assert "of class elsewhere.Net, which is unknown here" in outcome.out
+    assert "elsewhere" not in sys.modules
+
+
+def test_yolov5s_checkpoint_in_half_precision(tmp_path: Path) -> None:
+    class Detector(nn.Module):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__()
+            self.model = nn.Sequential(*backbone.model, nn.Conv2d(128, 3, 1))
+
+    net = fresh("yolov5lite", 0)
+    globals()["Detector"], Detector.__qualname__ = Detector, "Detector"
+    checkpoint = {"epoch": 1, "model": Detector(net).half(), "ema": None, "optimizer": None}
+    with pytest.raises(ConvertError, match=r"model\.7\.weight belongs to no part"):
+        taken(checkpoint, tmp_path)
+    found = taken(checkpoint, tmp_path, backbone=True)
+    assert found.layout.name == "yolov5lite"
+    assert found.architecture.bn_epsilon == 1e-3
+    assert "epsilon: 0.001 in all batch normalisations, as the module has it" in found.notes
+    assert_same(found.tensors, net.half().state_dict())
+
+
+def test_buffers_that_are_no_state_are_left_out(tmp_path: Path) -> None:
+    net = fresh("seed")
+    net.register_buffer("grid", torch.ones(3), persistent=False)
+    assert_same(taken(net, tmp_path).tensors, dict(net.state_dict()))
+
+
+def changed(layout: str, change: Callable[[nn.Module], object]) -> nn.Module:
+    net = fresh(layout)
+    change(net)
+    return net
+
+
+def set_all(kind: type[nn.Module], **attributes: object) -> Callable[[nn.Module], object]:
+    def change(net: nn.Module) -> None:
+        for module in net.modules():
+            if isinstance(module, kind):
+                vars(module).update(attributes)
+
+    return change
+
+
+def replaced(name: str, module: nn.Module) -> Callable[[nn.Module], object]:
+    return lambda net: net.set_submodule(name, module)
+
+
+def test_an_epsilon_of_its_own_is_heeded(tmp_path: Path) -> None:
+    net = changed("torchvision", set_all(nn.BatchNorm2d, eps=1e-3))
+    assert taken(net, tmp_path).architecture.bn_epsilon == 1e-3
+
+
+def test_the_activation_of_a_lone_nanodet_backbone_is_its_own(tmp_path: Path) -> None:
+    for slope in (0.1, 0.01, 0.0):
+        net = fresh("nanodet", 0, negative_slope=slope)
+        found = taken(net, tmp_path)
+        assert found.architecture.negative_slope == slope
+        assert sum(note.startswith("rectifier: ") for note in found.notes) == 1
+
+
+def test_a_cifar_stem_in_torchvisions_module_is_seen(tmp_path: Path) -> None:
+    net = changed("torchvision", replaced("maxpool", nn.Identity()))
+    net.conv1[0].stride = (1, 1)
+    found = taken(net, tmp_path)
+    assert found.layout.name == "chenyaofo"
+    assert "stem: cifar (stride 1), as the module has it" in found.notes
+    with pytest.raises(ConvertError, match="--stem imagenet: the module's own first convolution has stride 1"):
+        taken(net, tmp_path, stem="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "reason"),
+    [
+        ("torchvision", set_all(nn.MaxPool2d, stride=(1, 2)), r"its max-pool maxpool has stride \(1, 2\)"),
+        ("torchvision", set_all(nn.MaxPool2d, ceil_mode=True), "has ceil_mode True; nets of this layout have False"),
+        ("torchvision", lambda net: vars(net.conv1[0]).update(stride=(1, 1)), "stride 1 and a max-pool, which no"),
+        ("torchvision", replaced("stage2.0.branch2.2", nn.SiLU()), "its activation stage2.0.branch2.2 is SiLU"),
+        ("torchvision", replaced("stage2.0.branch2.2", nn.LeakyReLU()), "have to have the same"),
+        ("torchvision", replaced("conv1.1", nn.BatchNorm2d(8, eps=0.1)), "1e-05, 0.1 to the variance"),
+        ("birder", lambda net: vars(net.body.stage2[1].branch2[1]).update(dilation=(2, 2)), r"has dilation \(2, 2\)"),
+        ("pytorchcv", lambda net: vars(net.features.init_block.pool).update(padding=1), "has padding 1"),
+    ],
+)  # fmt: skip
+def test_layers_that_compute_something_else_are_refused(
+    layout: str, change: Callable[[nn.Module], object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConvertError, match=reason):
+        taken(changed(layout, change), tmp_path)
+
+
+def test_modules_without_a_net_are_no_obstacle_and_no_net(tmp_path: Path) -> None:
+    tensors = small_state_dict("seed")
+    assert_same(taken({"model": tensors, "loss": nn.CrossEntropyLoss()}, tmp_path).tensors, tensors)
+    with pytest.raises(ConvertError, match="no ShuffleNetV2 in it; it looks like another net"):
+        taken(nn.Sequential(nn.Linear(2, 3)), tmp_path)
+
+
+def test_a_module_that_is_in_itself_is_refused(tmp_path: Path) -> None:
+    net = fresh("seed")
+    net._modules["self"] = net
+    with pytest.raises(ConvertError, match="more than 10,000 modules in each other"):
+        taken(net, tmp_path)
+
+
+class Calls(nn.Module):
+    """A module whose pickle also calls a function."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return eval, ("open('touched', 'w')",)
+
+
+def test_a_module_whose_pickle_calls_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = fresh("seed")
+    net.extra = Calls()
+    for data in (saved(net), legacy(net)):
+        (tmp_path / "net.pt").write_bytes(data)
+        with pytest.raises(ConvertError, match=r"needs to run builtins\.eval"):
+            take(tmp_path / "net.pt")
+    assert not (tmp_path / "touched").exists()
