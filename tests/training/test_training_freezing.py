@@ -16,6 +16,7 @@ import flax_shufflenet as fs
 from convert.verify import relative_difference
 from flax_shufflenet.training import data, loop
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.interruption import Interrupted
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.step import make_batch
@@ -73,6 +74,13 @@ def test_the_classifier_learns_as_a_layer_of_pytorch_on_features_in_eval_mode(sm
 
 def to_torch(array):
     return torch.from_numpy(np.array(array))
+
+
+def test_features_are_still_dropped_where_the_net_does_that():
+    model = net(dropout=0.3)
+    freeze_backbone(model)
+    assert model.stem.bn.use_running_average
+    assert not model.dropout.deterministic
 
 
 def test_all_but_the_classifier_keeps_its_bits_in_the_net_and_in_its_average(small_dataset):

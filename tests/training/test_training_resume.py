@@ -20,6 +20,7 @@ from flax_shufflenet.command_line import ImageOptions
 from flax_shufflenet.training import data, loop
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.identity import check_same
 from flax_shufflenet.training.interruption import (
     Interrupted,
     Interruption,
@@ -197,6 +198,12 @@ def test_where_every_checkpoint_is_damaged_nothing_is_lost(stopped_run):
 def test_a_changed_option_is_refused(stopped_run, options, said):
     with pytest.raises(TrainingError, match=said):
         train(stopped_run, **options)
+
+
+def test_a_run_of_a_version_without_an_option_is_not_said_to_have_another_value_of_it(tmp_path):
+    ours = {"options": {"seed": 0, "freeze": "none"}, "dataset": "hash"}
+    with pytest.raises(TrainingError, match="is that of another version of this program: choose another --out"):
+        check_same(ours, {"options": {"seed": 0}, "dataset": "hash"}, tmp_path)
 
 
 def test_other_images_are_refused(stopped_run, small_dataset, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
+from flax_shufflenet.architecture import FAMILIES
 from flax_shufflenet.training import start
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.weights import flat_arrays
@@ -146,3 +147,18 @@ def test_a_net_gets_the_values_that_it_was_trained_with(saved, small_dataset):
 def test_a_channel_order_that_is_none_is_one_line(saved):
     with pytest.raises(TrainingError, match=r"^--init .*net.safetensors: its channel_order is not rgb or bgr; "):
         start.read_init(Config(init=saved({"channel_order": '"rbg"'})))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_net_is_given_images_that_it_takes(tmp_path, family):
+    narrow = {"stage_widths": (8, 12, 16), "stage_blocks": (0, 0, 0), "stem_width": 4}
+    fs.save(
+        fs.ShuffleNetV2(dataclasses.replace(fs.preset(family, 0.5), **narrow), rngs=nnx.Rngs(0)),
+        tmp_path / "net.safetensors",
+        {"layout": family},
+    )
+    config = Config(init=tmp_path / "net.safetensors", dataset=str(tmp_path))
+    file = start.read_init(config)
+    small_stem = family in ("seed", "kuangliu", "chenyaofo", "weiaicunzai")
+    assert start.image_size(config, file) == (32 if small_stem else 224)
+    assert file.expected.bgr == (family in ("megvii", "nanodet", "fastestdet"))
