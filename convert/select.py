@@ -13,6 +13,7 @@ from convert.errors import ConvertError, listing, printable
 from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
+from convert.pruning import apply_masks
 from convert.whole_modules import WholeModule
 from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
@@ -77,6 +78,8 @@ class _Candidate:
     prefix: str
     module: WholeModule | None = None
     """The module whose tensors they are, where it was pickled whole."""
+    pruned: str | None = None
+    """What became of masks, for the report."""
 
     @property
     def is_average(self) -> bool:
@@ -130,6 +133,8 @@ def find_net(
         if value is not None and layout.name != own:
             raise ConvertError(f"--{option} is for {whose}; this is a {layout.name} checkpoint, leave it out")
     notes = [f"found at: {printable(candidate.place, 200)}"]
+    if candidate.pruned is not None:
+        notes.append(candidate.pruned)
     siblings = [other for other in candidates if other.where == candidate.where]
     own = _own_tensors(candidate, siblings, alone=key is not None)
     if beside := len(candidate.tensors) - len(own):
@@ -182,7 +187,8 @@ def _mappings(
 
 def _candidates(content: Any) -> Iterator[_Candidate]:
     for where, mapping in _mappings(content):
-        tensors = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
+        stored = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
+        tensors, pruned = apply_masks(stored)
         module = mapping if isinstance(mapping, WholeModule) else None
         for layout in LAYOUTS.values():
             if layout.name in ("torchvision", "nanodet"):
@@ -191,7 +197,7 @@ def _candidates(content: Any) -> Iterator[_Candidate]:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
                     prefix = name.removesuffix(layout.fingerprint)
                     own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
-                    yield _Candidate(where, tensors, own, prefix, module)
+                    yield _Candidate(where, tensors, own, prefix, module, pruned)
 
 
 def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:

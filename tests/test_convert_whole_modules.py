@@ -10,10 +10,11 @@ import torch
 from checkpoint_tools import assert_same, legacy, saved, small_net, small_state_dict, take
 from convert_tools import run_convert, small_architecture
 from torch import nn
+from torch.nn.utils import prune
 
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
-from convert.select import Net
+from convert.select import Net, find_net
 from torch_ref.randomise import randomise
 
 IMAGENET_STEMS = ("torchvision", "nanodet", "yolov5lite", "birder", "pytorchcv", "pytorchcv_b", "fastestdet")
@@ -140,6 +141,42 @@ def test_layers_that_compute_something_else_are_refused(
 ) -> None:
     with pytest.raises(ConvertError, match=reason):
         taken(changed(layout, change), tmp_path)
+
+
+def pruned_net() -> nn.Module:
+    net = fresh("torchvision")
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            prune.l1_unstructured(module, "weight", amount=0.25)
+    prune.random_unstructured(net.fc, "bias", amount=0.5)
+    return net
+
+
+def test_pruned_nets_are_multiplied_by_their_masks(tmp_path: Path) -> None:
+    net = pruned_net()
+    whole, alone = taken(net, tmp_path), taken(net.state_dict(), tmp_path, stem="imagenet")
+    assert sum(name.endswith("_mask") for name in net.state_dict()) == 20
+    for module in net.modules():
+        for name in ("weight", "bias"):
+            if hasattr(module, f"{name}_orig"):
+                prune.remove(module, name)
+    for found in (whole, alone):
+        assert "pruned: 20 tensors are their originals times their masks, 25 % zeros" in found.notes
+        assert_same(found.tensors, dict(net.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"conv1.0.weight_mask": torch.full((8, 3, 3, 3), 0.5)}, "has other values than 0 and 1"),
+        ({"conv1.0.weight_mask": torch.ones(8)}, r"weight_mask \[8\]; the file is damaged"),
+        ({"conv1.0.weight_mask": torch.ones(8, 3, 3, 3).to_sparse()}, "to be plain tensors on the CPU"),
+        ({"conv1.0.weight_orig": torch.full((8, 3, 3, 3), torch.nan)}, r"conv1\.0\.weight is not finite"),
+    ],
+)
+def test_masks_that_are_none_are_refused(change: dict[str, torch.Tensor], reason: str) -> None:
+    with pytest.raises(ConvertError, match=reason):
+        find_net({**pruned_net().state_dict(), **change})
 
 
 def test_modules_without_a_net_are_no_obstacle_and_no_net(tmp_path: Path) -> None:
