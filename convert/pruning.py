@@ -49,9 +49,7 @@ def _check(name: str, original: torch.Tensor, mask: torch.Tensor) -> None:
     for tensor in (original, mask):
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.is_complex() or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ConvertError(
-                f"{name}_orig and {name}_mask have to be plain tensors, to be multiplied; save a clone()"
-            )
+            raise ConvertError(f"{name}_orig and {name}_mask have to be plain tensors on the CPU; save clones of them")
     if original.shape != mask.shape:
         raise ConvertError(
             f"{name}_orig has shape {list(original.shape)} and {name}_mask {list(mask.shape)}; the file is damaged"
