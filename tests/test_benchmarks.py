@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from benchmarks import floor, profile, summary
+from benchmarks import floor, layouts, profile, summary
 from benchmarks.case import Case
 from benchmarks.harness import Result
 from benchmarks.stock_flax import with_weights_of
@@ -183,3 +183,17 @@ def test_what_is_missing_is_one_line():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == "benchmarks: matplotlib missing: pip install -e '.[benchmarks]'\n"
+
+
+def test_the_table_of_layouts_has_them_all() -> None:
+    names = [case.name for case in layouts.cases()]
+    assert {name.partition(":")[0] for name in names} > set(fs.FAMILIES)
+    page = (ROOT / "docs" / "layouts.md").read_text()
+    assert [name for name in names if f"| {name} |" not in page] == []
+    assert [family for family in fs.FAMILIES if f"| `{family}` |" not in page] == []
+
+
+def test_a_refusal_in_the_table_of_layouts_is_the_converters_own() -> None:
+    case = next(case for case in layouts.cases() if case.name == "fastestdet: without --backbone")
+    assert layouts.outcome(case)[0] == "refused"
+    assert "detect_head.conv1x1.0.weight" in layouts.outcome(case)[1]
