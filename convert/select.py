@@ -149,13 +149,16 @@ def find_net(
     if candidate.module is not None:
         architecture, told = whole_modules.apply_to(candidate.module, layout, architecture, candidate.prefix)
         notes += told
+    for option, value, note in (("activation", activation, "rectifier: "), ("shuffle", shuffle, "shuffle: ")):
+        if value is not None and any(line.startswith(note) for line in told):
+            raise ConvertError(f"--{option} {value}: the module's own layers say which it is; leave it out")
     if layout.name == "nanodet" and not any(note.startswith("rectifier: ") for note in told):
         slope, why = _decide_activation(candidate, architecture, activation)
         architecture = dataclasses.replace(architecture, negative_slope=slope)
         notes.append(why)
     if layout.name == "yolov5lite" and not any(note.startswith("epsilon: ") for note in told):
         notes.append(f"epsilon: {architecture.bn_epsilon:g}, assumed, as YOLOv5 sets it; the tensors cannot tell")
-    if layout.name == "pytorchcv_b":
+    if layout.name == "pytorchcv_b" and not any(note.startswith("shuffle: ") for note in told):
         architecture = dataclasses.replace(architecture, shuffle=shuffle or architecture.shuffle)
         notes.append(_shuffle_note(shuffle))
     if any(_is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):

@@ -125,6 +125,11 @@ def apply_to(
     if slopes:
         (slope,) = slopes
         notes.append(f"rectifier: {f'LeakyReLU of slope {slope:g}' if slope else 'ReLU'}, as the module has it")
+    if "shuffle" in layout.options and (shuffles := _shuffles(module, prefix)):
+        if len(shuffles) > 1:
+            raise ConvertError("its blocks shuffle in two ways; they have to shuffle in one")
+        (changes["shuffle"],) = shuffles
+        notes.append(f"shuffle: {changes['shuffle']}, as the module has it")
     for name, pool in _max_pools(module, layout, prefix):
         _check_max_pool(name, pool, architecture)
     try:
@@ -197,6 +202,13 @@ def _check_max_pool(name: str, pool: StandIn, architecture: Architecture) -> Non
             )
     if pool.attributes.get("ceil_mode", ceil) is not ceil:
         raise ConvertError(f"its max-pool {name} has ceil_mode {not ceil}; nets of this layout have {ceil}")
+
+
+def _shuffles(module: WholeModule, prefix: str) -> set[str]:
+    """By pytorchcv's classes for it."""
+    kinds = {"ChannelShuffle": "after", "ChannelShuffle2": "reverse"}
+    classes = (part.class_name.rpartition(".")[2] for name, part in module.parts.items() if name.startswith(prefix))
+    return {kinds[name] for name in classes if name in kinds}
 
 
 def _slopes(module: WholeModule, layout: Layout, architecture: Architecture, prefix: str) -> set[float]:

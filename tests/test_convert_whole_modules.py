@@ -16,6 +16,7 @@ from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.select import Net, find_net
 from torch_ref.randomise import randomise
+from torch_ref.seed import ShuffleBlock
 
 IMAGENET_STEMS = ("torchvision", "nanodet", "yolov5lite", "birder", "pytorchcv", "pytorchcv_b", "fastestdet")
 
@@ -113,6 +114,19 @@ def test_the_activation_of_a_lone_nanodet_backbone_is_its_own(tmp_path: Path) ->
         assert sum(note.startswith("rectifier: ") for note in found.notes) == 1
 
 
+def test_pytorchcvs_shuffle_is_told_by_its_class(tmp_path: Path) -> None:
+    net = fresh("pytorchcv_b")
+    for module in net.modules():
+        if isinstance(module, ShuffleBlock):
+            module.__class__ = ChannelShuffle2
+    found = taken(net, tmp_path)
+    assert found.architecture.shuffle == "reverse"
+    assert "shuffle: reverse, as the module has it" in found.notes
+    for options, layers in (({"shuffle": "after"}, net), ({"activation": "leaky_relu"}, fresh("nanodet"))):
+        with pytest.raises(ConvertError, match="the module's own layers say which it is; leave it out"):
+            taken(layers, tmp_path, **options)
+
+
 def test_a_cifar_stem_in_torchvisions_module_is_seen(tmp_path: Path) -> None:
     net = changed("torchvision", replaced("maxpool", nn.Identity()))
     net.conv1[0].stride = (1, 1)
@@ -191,6 +205,10 @@ def test_a_module_that_is_in_itself_is_refused(tmp_path: Path) -> None:
     net._modules["self"] = net
     with pytest.raises(ConvertError, match="more than 10,000 modules in each other"):
         taken(net, tmp_path)
+
+
+class ChannelShuffle2(ShuffleBlock):
+    """Called as pytorchcv's."""
 
 
 class Calls(nn.Module):
