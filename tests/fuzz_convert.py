@@ -237,7 +237,10 @@ def work(folder: Path, seed: int, first: int, step: int, runs: int, prove_every:
         path.write_bytes(mutate(files[index % len(files)][1], seed * 1_000_003 + index))
         prove = bool(prove_every) and index % prove_every == 0
         print("try", index, flush=True)
-        signal.alarm(120 if prove else SECONDS_PER_FILE)  # whose default is to end the process, wherever it is
+        # Signals whose default is to end the process, wherever it is. Seconds of its own, which a busy machine does not
+        # use up, and of the clock, for one that waits.
+        signal.setitimer(signal.ITIMER_PROF, 120 if prove else SECONDS_PER_FILE)
+        signal.alarm(12 * SECONDS_PER_FILE)
         # More memory than this the system refuses, wherever it is asked for. A proof compiles, and may have more.
         allowed = unlimited if prove else _memory("VmSize") + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (allowed, unlimited))
@@ -248,6 +251,7 @@ def work(folder: Path, seed: int, first: int, step: int, runs: int, prove_every:
         except BaseException as error:
             lines = traceback.format_exception(error)
             result = "traceback " + " ".join(" | ".join([lines[-1], *lines[-4:-1]]).split())
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         print("done", index, 0 if prove else time.monotonic() - start, result, flush=True)
     path.unlink()
@@ -309,7 +313,7 @@ def watch(tally: Tally, folder: Path, seed: int, first: int, step: int, runs: in
                     tally.slowest = max(tally.slowest, float(rest[0]))
         if trying is not None:
             name = signal.Signals(-worker.returncode).name if worker.returncode < 0 else f"exit {worker.returncode}"
-            tally.add(trying, "hang" if name == "SIGALRM" else f"crash {name}")
+            tally.add(trying, "hang" if name in ("SIGALRM", "SIGPROF") else f"crash {name}")
             first = trying + step
         elif worker.returncode:
             raise RuntimeError(f"a worker failed before it tried a file: {' '.join(command)}")
