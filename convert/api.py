@@ -14,9 +14,10 @@ from convert import mapping
 from convert.across import Rewritten, family_of, rewrite
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS, Layout
+from convert.open_choices import Activation, Shuffle, Stem
 from convert.read import Source, read
 from convert.report import Report
-from convert.select import Activation, Net, Shuffle, Stem, find_net
+from convert.select import Net, find_net
 from convert.verify import Proof, verify
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays

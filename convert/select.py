@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -13,16 +13,10 @@ from convert.errors import ConvertError, listing, printable
 from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
+from convert.open_choices import Activation, Shuffle, Stem, decide
 from convert.pruning import apply_masks
 from convert.whole_modules import WholeModule
 from flax_shufflenet import Architecture
-from flax_shufflenet.architecture import family_fields
-
-Stem = Literal["cifar", "imagenet"]
-Activation = Literal["relu", "leaky_relu"]
-Shuffle = Literal["after", "reverse"]
-
-_NANODETS_SLOPE = family_fields("nanodet")["negative_slope"]
 
 _MAX_DEPTH = 8
 _MAX_NETS = 100
@@ -140,31 +134,28 @@ def find_net(
     if beside := len(candidate.tensors) - len(own):
         notes.append(f"left out: {beside} tensors beside the net")
     tensors, head_notes, absent = _take(candidate, own, backbone)
-    if layout.name == "chenyaofo":
-        stem_of_layers = None if candidate.module is None else _stem_of_layers(candidate.module, candidate, stem)
-        layout, why = _decide_stem(tensors, layout, stem, stem_of_layers)
-        notes.append(why)
-    architecture = infer_architecture(layout, tensors)
-    told: list[str] = []
-    if candidate.module is not None:
-        architecture, told = whole_modules.apply_to(candidate.module, layout, architecture, candidate.prefix)
-        notes += told
-    for option, value, note in (("activation", activation, "rectifier: "), ("shuffle", shuffle, "shuffle: ")):
-        if value is not None and any(line.startswith(note) for line in told):
-            raise ConvertError(f"--{option} {value}: the module's own layers say which it is; leave it out")
-    if layout.name == "nanodet" and not any(note.startswith("rectifier: ") for note in told):
-        slope, why = _decide_activation(candidate, architecture, activation)
-        architecture = dataclasses.replace(architecture, negative_slope=slope)
-        notes.append(why)
-    if layout.name == "yolov5lite" and not any(note.startswith("epsilon: ") for note in told):
-        notes.append(f"epsilon: {architecture.bn_epsilon:g}, assumed, as YOLOv5 sets it; the tensors cannot tell")
-    if layout.name == "pytorchcv_b" and not any(note.startswith("shuffle: ") for note in told):
-        architecture = dataclasses.replace(architecture, shuffle=shuffle or architecture.shuffle)
-        notes.append(_shuffle_note(shuffle))
     if any(_is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
         notes.append("num_batches_tracked is stored as floating-point; made whole numbers")
     tensors = _check_values(tensors)
-    return Net(layout, architecture, tensors, (*notes, *head_notes), absent)
+    layout, architecture, choices = decide(
+        layout,
+        tensors,
+        stem=stem,
+        activation=activation,
+        shuffle=shuffle,
+        module_stem=None if candidate.module is None else _stem_of_layers(candidate.module, candidate, stem),
+        in_detector=_is_in_detector(candidate),
+    )
+    if candidate.module is not None:
+        architecture, told = whole_modules.apply_to(candidate.module, layout, architecture, candidate.prefix)
+        settled = {_subject(note) for note in told}
+        for option, value, subject in (("activation", activation, "rectifier"), ("shuffle", shuffle, "shuffle")):
+            if value is not None and subject in settled:
+                raise ConvertError(f"--{option} {value}: the module's own layers say which it is; leave it out")
+        choices = [*(note for note in choices if _subject(note) not in settled), *told]
+    if layout.name == "yolov5lite" and "epsilon" not in map(_subject, choices):
+        choices.append(f"epsilon: {architecture.bn_epsilon:g}, assumed, as YOLOv5 sets it; the tensors cannot tell")
+    return Net(layout, architecture, tensors, (*notes, *choices, *head_notes), absent)
 
 
 def _mappings(
@@ -195,7 +186,7 @@ def _candidates(content: Any) -> Iterator[_Candidate]:
         module = mapping if isinstance(mapping, WholeModule) else None
         for layout in LAYOUTS.values():
             if layout.name in ("torchvision", "nanodet"):
-                continue  # they have chenyaofo's names; _decide_stem and _of_chenyaofos_names tell them apart
+                continue  # they have chenyaofo's names; open_choices and _of_chenyaofos_names tell them apart
             for name in tensors:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
                     prefix = name.removesuffix(layout.fingerprint)
@@ -326,6 +317,10 @@ def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) ->
     return {f"{layout.head}.{kind}": f"{head}.{kind}" for kind in ("weight", "bias") if f"{head}.{kind}" in rest}
 
 
+def _subject(note: str) -> str:
+    return note.partition(":")[0]
+
+
 def _stem_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | None) -> Stem | None:
     """What a whole module's own first layers are.
 
@@ -333,7 +328,7 @@ def _stem_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | Non
         ConvertError: no layout has such first layers, or --stem says something else.
     """
     stride, has_max_pool = whole_modules.stem_of(module, candidate.layout, candidate.prefix)
-    if stride is None:
+    if stride is None or candidate.layout.name != "chenyaofo":
         return None
     if stride not in (1, 2) or (stride == 1 and has_max_pool):
         pool = " and a max-pool" if has_max_pool else ""
@@ -344,55 +339,10 @@ def _stem_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | Non
     return found
 
 
-def _decide_stem(tensors: Tensors, layout: Layout, stem: Stem | None, of_layers: Stem | None) -> tuple[Layout, str]:
-    """torchvision and chenyaofo differ only in the stem's stride and pool, which leave no trace in the tensors."""
-    head = tensors.get(f"{layout.head}.weight")
-    classes = head.shape[0] if head is not None and head.ndim else 0
-    usual: Stem = "cifar" if classes in (10, 100) else "imagenet"
-    risk = "the tensors cannot tell, and the wrong stem ruins the accuracy"
-    if of_layers is not None:
-        stem, reason = of_layers, "as the module has it"
-    elif stem is None:
-        stem, other = usual, "imagenet" if usual == "cifar" else "cifar"
-        reason = f"assumed from its {classes} classes" if classes else "assumed, there is no class count to go by"
-        reason += f"; {risk}: --stem {other} if it is"
-    elif stem == usual or not classes:
-        reason = "as given by --stem"
-    else:
-        reason = f"as given by --stem, but unusual for {classes} classes; {risk}: --stem {usual} if it is low"
-    described = {"cifar": "stride 1", "imagenet": "stride 2 and a max-pool"}[stem]
-    return LAYOUTS["chenyaofo" if stem == "cifar" else "torchvision"], f"stem: {stem} ({described}), {reason}"
-
-
-def _decide_activation(
-    candidate: _Candidate, architecture: Architecture, activation: Activation | None
-) -> tuple[float, str]:
-    """The slope of a NanoDet backbone's activation, which leaves no trace in the names and shapes."""
+def _is_in_detector(candidate: _Candidate) -> bool:
+    """Whether the rest of a NanoDet stands beside the backbone."""
     around = candidate.prefix.removesuffix("backbone.")
-    in_detector = any(name.startswith((f"{around}fpn.", f"{around}head.")) for name in candidate.tensors)
-    if activation is not None:
-        reason = "as given by --activation"
-    elif in_detector or architecture.last_width:
-        activation = "leaky_relu"
-        reason = "assumed, NanoDet's published detectors have it; the tensors cannot tell: --activation relu if it is"
-    else:
-        activation = "relu"
-        reason = "assumed for a lone backbone; the tensors cannot tell: --activation leaky_relu if it is NanoDet's"
-    described = {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {_NANODETS_SLOPE:g}"}[activation]
-    return {"relu": 0.0, "leaky_relu": _NANODETS_SLOPE}[activation], f"rectifier: {described}, {reason}"
-
-
-def _shuffle_note(shuffle: Shuffle | None) -> str:
-    described = {"after": "the first half with the second", "reverse": "the other way round"}[shuffle or "after"]
-    reason = (
-        "as given by --shuffle"
-        if shuffle
-        else (
-            "assumed, as in the published nets; the tensors cannot tell: --shuffle reverse if it was built with "
-            "shuffle_group_first=False"
-        )
-    )
-    return f"shuffle: {described}, {reason}"
+    return any(name.startswith((f"{around}fpn.", f"{around}head.")) for name in candidate.tensors)
 
 
 def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,185 @@
+"""How well running statistics tell what names and shapes leave open: ``python -m benchmarks.evidence``.
+
+Trains small nets in PyTorch for a few hundred steps, on the handwritten digits and, with ``--data_dir``, on CIFAR-10,
+and asks ``convert.evidence`` of each what it is. Nets without statistics of their own, fresh or random, must come out
+undecided. Prints a table, and writes it with ``--json``.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812, the field's name for it
+
+import flax_shufflenet as fs
+from benchmarks.report import installed_versions
+from convert import evidence
+from convert.evidence import Hypothesis
+from convert.layouts import LAYOUTS
+from flax_shufflenet.training import data
+from flax_shufflenet.training.data import Dataset
+from torch_ref.randomise import randomise
+
+_STEM = ("cifar", "imagenet")
+_ACTIVATION = ("relu", "leaky_relu")
+_SHUFFLE = ("after", "reverse")
+
+
+class Net(NamedTuple):
+    """What to train: ``truth`` is which of the question's two graphs, 0 or 1; ``side`` that of its images."""
+
+    question: tuple[str, str]
+    truth: int
+    dataset: str
+    side: int
+    size: float = 0.5
+    steps: int = 200
+    seed: int = 0
+    batch: int = 64
+
+
+NETS = (
+    *(Net(_STEM, 0, name, 32, size) for name in ("digits", "cifar10") for size in (0.5, 1.0)),
+    *(Net(_STEM, 1, name, side) for name in ("digits", "cifar10") for side in (32, 64, 96)),
+    Net(_STEM, 1, "cifar10", 64, 1.0),
+    *(Net(_STEM, 0, "digits", 32, steps=steps, seed=1) for steps in (30, 1000)),
+    *(Net(_STEM, 1, "digits", 64, steps=steps, seed=1) for steps in (30, 1000)),
+    *(Net(_ACTIVATION, truth, name, 64) for truth in (0, 1) for name in ("digits", "cifar10")),
+    # These nets pool 7x7 values at their end, so that they take 224 pixels.
+    *(Net(_SHUFFLE, truth, name, 224, steps=40, batch=16) for truth in (0, 1) for name in ("digits", "cifar10")),
+)
+
+
+def hypotheses(question: tuple[str, str], size: float, classes: int) -> tuple[Hypothesis, Hypothesis]:
+    """The two graphs."""
+    if question == _STEM:
+        first, second = (fs.preset(name, size, classes) for name in ("chenyaofo", "torchvision"))
+        return Hypothesis(LAYOUTS["chenyaofo"], first), Hypothesis(LAYOUTS["torchvision"], second)
+    if question == _ACTIVATION:
+        family, changes = "nanodet", ({"negative_slope": 0.0}, {"negative_slope": 0.1})
+    else:
+        family, changes = "pytorchcv_b", ({"shuffle": "after"}, {"shuffle": "reverse"})
+    layout = LAYOUTS[family]
+    base = fs.preset(family, size, 0)
+    first, second = (Hypothesis(layout, dataclasses.replace(base, **change)) for change in changes)
+    return first, second
+
+
+def train(net: Net, dataset: Dataset) -> dict[str, torch.Tensor]:
+    """The state_dict after SGD with a cosine from 0.05 to 0, on random batches."""
+    torch.manual_seed(net.seed)
+    classes = len(dataset.class_names)
+    hypothesis = hypotheses(net.question, net.size, classes)[net.truth]
+    reference = hypothesis.layout.build_reference(hypothesis.architecture).train()
+    head = None
+    if not hypothesis.architecture.num_classes:
+        head = torch.nn.Linear(hypothesis.architecture.features_width, classes)
+    parameters = [*reference.parameters(), *(head.parameters() if head else ())]
+    optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, net.steps)
+    mean, std = (np.asarray(values, np.float32) for values in (dataset.mean, dataset.std))
+    random = np.random.default_rng(net.seed)
+    for _ in range(net.steps):
+        chosen = random.integers(0, len(dataset.train_labels), net.batch)
+        images = (dataset.train_images[chosen].astype(np.float32) / 255 - mean) / std
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        if net.side != x.shape[-1]:
+            x = F.interpolate(x, size=(net.side, net.side), mode="bilinear", antialias=True)
+        output = _features(reference, x)
+        scores = head(output) if head else output
+        loss = F.cross_entropy(scores, torch.from_numpy(dataset.train_labels[chosen]).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return reference.state_dict()
+
+
+def _features(reference: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    output = reference(images)
+    return output.mean((2, 3)) if output.ndim == 4 else output
+
+
+def measure(data_dir: Path | None) -> Iterator[dict[str, Any]]:
+    """A row for each net that can be trained with what is there, then for nets that nobody trained."""
+    datasets = {"digits": data.load("digits", Path())}
+    if data_dir is not None:
+        datasets["cifar10"] = data.load("cifar10", data_dir)
+    for net in NETS:
+        if net.dataset in datasets:
+            trained = train(net, datasets[net.dataset])
+            name = f"{net.dataset}, {net.side}x{net.side}, size {net.size}, {net.steps} steps"
+            yield _row(name, net.question, net.question[net.truth], trained, net.size, 10)
+    for question in (_STEM, _ACTIVATION, _SHUFFLE):
+        first = hypotheses(question, 0.5, 10)[0]
+        torch.manual_seed(0)
+        fresh = first.layout.build_reference(first.architecture)
+        yield _row("fresh", question, "undecided", fresh.state_dict(), 0.5, 10)
+        for seed in range(5):
+            yield _row(f"random, seed {seed}", question, "undecided", randomise(fresh, seed).state_dict(), 0.5, 10)
+
+
+def _row(
+    name: str, question: tuple[str, str], truth: str, tensors: dict[str, torch.Tensor], size: float, classes: int
+) -> dict[str, Any]:
+    first, second = hypotheses(question, size, classes)
+    where = evidence.AFTER_THE_STEM if question == _STEM else evidence.AFTER_A_SHUFFLE
+    found = evidence.weigh(first, second, tensors, where)
+    says = None if found is None else found.says
+    return {
+        "question": " or ".join(question),
+        "net": name,
+        "truth": truth,
+        "place": None if found is None else found.place,
+        "explained": None if found is None else found.explained,
+        "says": "undecided" if says is None else question[says],
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """As Markdown, with the counts below."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    lines = ["| question | net | truth | place | explained | says |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row['question']} | {row['net']} | {row['truth']} | {number(row['place'])} | {number(row['explained'])} | "
+        f"{row['says']} |"
+        for row in rows
+    ]
+    trained = [row for row in rows if row["truth"] != "undecided"]
+    right = sum(row["says"] == row["truth"] for row in trained)
+    undecided = sum(row["says"] == "undecided" for row in trained)
+    untrained = [row for row in rows if row["truth"] == "undecided"]
+    silent = sum(row["says"] == "undecided" for row in untrained)
+    lines += [
+        "",
+        f"Of {len(trained)} trained nets {right} right, {len(trained) - right - undecided} wrong, "
+        f"{undecided} undecided; of {len(untrained)} untrained ones {silent} undecided.",
+    ]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--data_dir", type=Path, help="folder of TensorFlow Datasets, for CIFAR-10")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for row in measure(arguments.data_dir):
+        rows.append(row)
+        print(row, flush=True)
+        if arguments.json:
+            found = {"versions": installed_versions(), "data_dir": bool(arguments.data_dir), "rows": rows}
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Choices that a checkpoint's names and shapes leave open: as given, as its running statistics say, or as assumed."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import torch
+
+from convert import evidence
+from convert.evidence import Evidence, Hypothesis
+from convert.layouts import LAYOUTS, Layout
+from convert.mapping import check_names_and_shapes, infer_architecture
+from flax_shufflenet import Architecture
+from flax_shufflenet.architecture import family_fields
+
+Stem = Literal["cifar", "imagenet"]
+Activation = Literal["relu", "leaky_relu"]
+Shuffle = Literal["after", "reverse"]
+
+NANODETS_SLOPE = family_fields("nanodet")["negative_slope"]
+
+
+class Assumption(NamedTuple):
+    """What is taken where neither the user nor the statistics say anything, and why; "usual" is what a given choice is
+    compared with, None where there is no usual one."""
+
+    choice: str
+    why: str
+    usual: str | None
+
+
+class Question(NamedTuple):
+    """A choice between two graphs. ``described`` are the two, in the report's words, under the option's values."""
+
+    option: str
+    subject: str
+    """What the report calls it."""
+    described: dict[str, str]
+    risk: str
+    where: str
+    """The 1x1 convolution whose means tell the two apart, by its Flax name."""
+
+
+_STEM = Question(
+    "stem",
+    "stem",
+    {"cifar": "cifar (stride 1)", "imagenet": "imagenet (stride 2 and a max-pool)"},
+    "the wrong stem ruins the accuracy",
+    evidence.AFTER_THE_STEM,
+)
+_ACTIVATION = Question(
+    "activation",
+    "rectifier",
+    {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {NANODETS_SLOPE:g}"},
+    "the wrong one costs accuracy",
+    evidence.AFTER_A_SHUFFLE,
+)
+_SHUFFLE = Question(
+    "shuffle",
+    "shuffle",
+    {"after": "the first half with the second", "reverse": "the other way round"},
+    "the wrong one ruins the accuracy",
+    evidence.AFTER_A_SHUFFLE,
+)
+
+
+def decide(
+    layout: Layout,
+    tensors: dict[str, torch.Tensor],
+    *,
+    stem: Stem | None,
+    activation: Activation | None,
+    shuffle: Shuffle | None,
+    module_stem: Stem | None,
+    in_detector: bool,
+) -> tuple[Layout, Architecture, list[str]]:
+    """The layout and the architecture of a net's tensors, and a note for the report on each choice that was open.
+
+    Args:
+        layout: as the names tell; "chenyaofo" stands for torchvision too, whose names are the same.
+        tensors: the net's, all of them, with plain finite values.
+        stem, activation, shuffle: as the user gives them, where the layout leaves them open.
+        module_stem: the stem that a whole module's own layers have, where they say.
+        in_detector: whether the file holds the rest of a detector.
+
+    Raises:
+        ConvertError: the tensors do not make a net of this layout.
+    """
+    architecture = infer_architecture(layout, tensors)
+    check_names_and_shapes(layout, architecture, tensors)
+    own = Hypothesis(layout, architecture)
+    if layout.name == "chenyaofo":
+        other = LAYOUTS["torchvision"]
+        hypotheses = {"cifar": own, "imagenet": Hypothesis(other, infer_architecture(other, tensors))}
+        question, given, assumption = _STEM, stem, _assumed_stem(architecture.num_classes)
+    elif layout.name == "nanodet":
+        slopes = {"relu": 0.0, "leaky_relu": NANODETS_SLOPE}
+        hypotheses = {
+            name: Hypothesis(layout, dataclasses.replace(architecture, negative_slope=slope))
+            for name, slope in slopes.items()
+        }
+        question, given = _ACTIVATION, activation
+        assumption = _assumed_activation(in_detector or bool(architecture.last_width))
+    elif layout.name == "pytorchcv_b":
+        hypotheses = {
+            name: Hypothesis(layout, dataclasses.replace(architecture, shuffle=name)) for name in ("after", "reverse")
+        }
+        question, given = _SHUFFLE, shuffle
+        assumption = Assumption("after", "as in the published nets (reverse is shuffle_group_first=False)", None)
+    else:
+        return layout, architecture, []
+    if question is _STEM and module_stem is not None:
+        choice, reason = module_stem, "as the module has it"
+    else:
+        first, second = hypotheses.values()
+        choice, reason = _choose(question, given, assumption, evidence.weigh(first, second, tensors, question.where))
+    chosen = hypotheses[choice]
+    return chosen.layout, chosen.architecture, [f"{question.subject}: {question.described[choice]}, {reason}"]
+
+
+def _assumed_stem(classes: int) -> Assumption:
+    choice: Stem = "cifar" if classes in (10, 100) else "imagenet"
+    if not classes:
+        return Assumption(choice, "there is no class count to go by", None)
+    return Assumption(choice, f"from its {classes} {'class' if classes == 1 else 'classes'}", choice)
+
+
+def _assumed_activation(detector: bool) -> Assumption:
+    if detector:
+        return Assumption("leaky_relu", "NanoDet's published detectors have it", None)
+    return Assumption("relu", "for a lone backbone; NanoDet's detectors have leaky_relu", None)
+
+
+def _choose(question: Question, given: str | None, assumption: Assumption, found: Evidence | None) -> tuple[str, str]:
+    """The choice, and the reason for it in one sentence."""
+    names = tuple(question.described)
+    says = None if found is None or found.says is None else names[found.says]
+    option = f"--{question.option}"
+
+    def other(choice: str) -> str:
+        return names[1 - names.index(choice)]
+
+    if says is not None:
+        assert found is not None
+        means = f"its means lie at {found.place:.2f}, on a line from 0 for {names[0]} to about 1 for {names[1]}"
+        if given is None:
+            return says, f"as its running statistics say: {means}"
+        if given == says:
+            return given, f"as given by {option}; its running statistics agree: {means}"
+        return given, (
+            f"as given by {option}, but its running statistics speak against it: {means}; "
+            f"{question.risk}: {option} {says} if it is low"
+        )
+    silent = f"the tensors cannot tell, nor do its running statistics, and {question.risk}"
+    if given is None:
+        choice = assumption.choice
+        return choice, f"assumed {assumption.why}; {silent}: {option} {other(choice)} if it is"
+    if assumption.usual in (None, given):
+        return given, f"as given by {option}"
+    return given, (
+        f"as given by {option}, but unusual ({assumption.usual} would be assumed {assumption.why}); {silent}: "
+        f"{option} {assumption.usual} if it is low"
+    )
