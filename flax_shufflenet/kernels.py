@@ -20,6 +20,8 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
+from flax_shufflenet.ops import native as engine
+
 Images = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw cin cout"]
 
@@ -56,7 +58,7 @@ class _Formulation(NamedTuple):
 def _cpu_formulation(x, kernel, stride, groups) -> _Formulation | None:
     if groups == 1 and kernel.shape[:2] == (1, 1) and stride == 1:
         return _Formulation("pointwise", _pointwise, _pointwise_input_gradient, _pointwise_kernel_gradient)
-    if groups == x.shape[-1] == kernel.shape[-1]:
+    if groups == x.shape[-1] == kernel.shape[-1] and stride <= kernel.shape[0]:
         return _Formulation("depthwise", _depthwise, _depthwise_input_gradient, _depthwise_kernel_gradient)
     if groups == 1 and x.shape[-1] <= _FEW_CHANNELS:
         return _Formulation("stem", _few_channels, _few_channels_input_gradient, _few_channels_kernel_gradient)
@@ -65,6 +67,14 @@ def _cpu_formulation(x, kernel, stride, groups) -> _Formulation | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x, kernel, stride, groups):
+    on_cpu = _cpu_formulation(x, kernel, stride, groups)
+    if on_cpu and on_cpu.name in _ENGINES and engine.applies(x, kernel):
+        with jax.named_scope(on_cpu.name):
+            return _ENGINES[on_cpu.name].forward(x, kernel, stride=stride)[0]
+    return _conv2d_by_xla(x, kernel, stride, groups)
+
+
+def _conv2d_by_xla(x, kernel, stride, groups):
     native = partial(_native_conv, stride=stride, groups=groups)
     on_cpu = _cpu_formulation(x, kernel, stride, groups)
     if on_cpu is None:
@@ -81,6 +91,17 @@ def _conv2d_forward(x, kernel, stride, groups):
 @partial(jax.jit, static_argnums=(0, 1))
 def _conv2d_backward(stride, groups, residuals, dy):
     x, kernel = residuals
+    on_cpu = _cpu_formulation(x, kernel, stride, groups)
+    if on_cpu and on_cpu.name in _ENGINES and engine.applies(x, kernel):
+        by_engine = _ENGINES[on_cpu.name]
+        with jax.named_scope(f"{on_cpu.name} input gradient"):
+            dx = by_engine.input_gradient(x, kernel, dy, stride=stride)[0]
+        with jax.named_scope(f"{on_cpu.name} kernel gradient"):
+            return dx, by_engine.kernel_gradient(x, kernel, dy, stride=stride)[0]
+    return _conv2d_backward_by_xla(x, kernel, dy, stride, groups)
+
+
+def _conv2d_backward_by_xla(x, kernel, dy, stride, groups):
     on_cpu = _cpu_formulation(x, kernel, stride, groups)
 
     def native_gradients(x, kernel, dy):
@@ -99,6 +120,38 @@ def _conv2d_backward(stride, groups, residuals, dy):
 
 
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def _groups(x, kernel):
+    return x.shape[-1] // kernel.shape[2]
+
+
+def _forward_by_xla(x, kernel, *, stride):
+    return [_conv2d_by_xla(x, kernel, stride, _groups(x, kernel))]
+
+
+def _input_gradient_by_xla(x, kernel, dy, *, stride):
+    return [_conv2d_backward_by_xla(x, kernel, dy, stride, _groups(x, kernel))[0]]
+
+
+def _kernel_gradient_by_xla(x, kernel, dy, *, stride):
+    return [_conv2d_backward_by_xla(x, kernel, dy, stride, _groups(x, kernel))[1]]
+
+
+_ENGINES = {
+    "depthwise": _Formulation(
+        "depthwise",
+        engine.operation("depthwise", _forward_by_xla),
+        engine.operation("depthwise_input_gradient", _input_gradient_by_xla),
+        engine.operation("depthwise_kernel_gradient", _kernel_gradient_by_xla),
+    ),
+    "stem": _Formulation(
+        "stem",
+        engine.operation("stem", _forward_by_xla),
+        _input_gradient_by_xla,  # wanted only for gradients with respect to images
+        engine.operation("stem_kernel_gradient", _kernel_gradient_by_xla),
+    ),
+}
 
 
 def _native_conv(x, kernel, *, stride, groups):
@@ -396,6 +449,13 @@ def inverse_std(var: Float[Array, " c"], epsilon: float) -> Float[Array, " c"]:
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _normalise(x, scale, bias, epsilon, relu):
+    if engine.applies(x, scale, bias):
+        with jax.named_scope("normalisation"):
+            return _engine_batch_norm(x, scale, bias, epsilon=epsilon, relu=relu)
+    return _normalise_by_xla(x, scale, bias, epsilon=epsilon, relu=relu)
+
+
+def _normalise_by_xla(x, scale, bias, *, epsilon, relu):
     count = x.size // x.shape[-1]
     with jax.named_scope("batch statistics"):
         mean = _sum_over_images(lambda x: x.astype(scale.dtype), x) / count
@@ -414,9 +474,14 @@ def _batch_norm_forward(x, scale, bias, epsilon, relu):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _batch_norm_backward(epsilon, relu, residuals, cotangents):
+    if engine.applies(*residuals, *cotangents):
+        with jax.named_scope("normalisation gradient"):
+            return tuple(_engine_batch_norm_gradient(*residuals, *cotangents, relu=relu))
+    return _batch_norm_backward_by_xla(*residuals, *cotangents, relu=relu)
+
+
+def _batch_norm_backward_by_xla(x, scale, bias, mean, inverse, dy, dmean, dvar, *, relu):
     # Ioffe and Szegedy 2015, section 3.
-    x, scale, bias, mean, inverse = residuals
-    dy, dmean, dvar = cotangents
     count = x.size // x.shape[-1]
     factor = scale * inverse
 
@@ -434,5 +499,8 @@ def _batch_norm_backward(epsilon, relu, residuals, cotangents):
         dx = gradient * factor + centred * per_centred + per_value
         return dx.astype(x.dtype), dscale, dbias
 
+
+_engine_batch_norm = engine.operation("batch_norm", _normalise_by_xla)
+_engine_batch_norm_gradient = engine.operation("batch_norm_gradient", _batch_norm_backward_by_xla)
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -184,7 +184,7 @@ def test_depthwise_kernel_gradient_over_many_rows(shape: tuple[int, ...]) -> Non
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
 def test_sums_end_in_a_product_of_several_rows(batch: int, side: int) -> None:
     """A product of one row is none: XLA then adds up again for every value that the sum is used for."""
-    norm = jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, True))
+    norm = jax.jit(lambda *inputs: kernels._normalise_by_xla(*inputs, epsilon=1e-5, relu=True))
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, side, side, 24), (24,), (24,))]
     program = norm.trace(*shapes).lower(lowering_platforms=("cpu",)).as_text()
     rows = [int(rows) for rows in re.findall(r"dot_general .*: \(tensor<(\d+)xf64>", program)]

@@ -1,0 +1,320 @@
+// Batch normalisation by the batch's own statistics, with or without a ReLU after it, and its gradient.
+#pragma once
+#include "engine.h"
+
+namespace engine {
+
+// Rows of channels, cut into pieces for the threads. `together` rows are one long row, which fills vectors whatever
+// the number of channels.
+struct Rows {
+  Index count, channels, together, of_a_piece;
+  int pieces;
+  Rows(Index count, Index channels) : count(count), channels(channels), together(1) {
+    const Index fills = 16 / std::gcd<Index>(channels, 16);
+    if (fills * channels <= 4096) {
+      together = fills;
+      while (together * channels < 128) together *= 2;
+    }
+    const Index wanted = count * channels < 16384 ? 1 : kPieces;
+    of_a_piece = (count + wanted - 1) / wanted;
+    of_a_piece = (of_a_piece + together - 1) / together * together;
+    pieces = static_cast<int>((count + of_a_piece - 1) / of_a_piece);
+  }
+  Index begin(int piece) const { return piece * of_a_piece; }
+  Index in_piece(int piece) const { return std::min(of_a_piece, count - begin(piece)); }
+};
+
+template <class T>
+void add_folded(double* sums, const T* values, Index channels, Index together) {
+  for (Index r = 0; r < together; r++)
+    for (Index c = 0; c < channels; c++) sums[c] += values[r * channels + c];
+}
+
+// The mean of each channel and the sum of squares about it, of blocks that fit the first cache, put together in
+// double (Chan, Golub and LeVeque 1979): one pass over memory, and no cancellation at any mean.
+struct Moments {
+  double count = 0;
+  std::vector<double> mean, squares;
+  explicit Moments(Index channels) : mean(channels), squares(channels) {}
+  void add(double n, const double* other_mean, const double* other_squares) {
+    const double total = count + n;
+    for (size_t c = 0; c < mean.size(); c++) {
+      const double apart = other_mean[c] - mean[c];
+      mean[c] += apart * (n / total);
+      squares[c] += other_squares[c] + apart * apart * (count * n / total);
+    }
+    count = total;
+  }
+};
+
+template <class T>
+void add_block(Moments& moments, const T* x, Index rows, Index channels, Index together, double* space) {
+  const Index length = together * channels, steps = rows / together;
+  T* sum = scratch<T>(3 * length, 0);
+  T *middle = sum + length, *rest = middle + length;
+  double *mean = space, *squares = mean + channels, *off = squares + channels;
+  const double n = static_cast<double>(rows);
+  std::fill(space, space + 3 * channels, 0.0);
+  std::fill(sum, sum + length, T{0});
+  Index step = 0;
+  for (; step + 4 <= steps; step += 4) {
+    const T* p = x + step * length;
+#pragma GCC ivdep
+    for (Index j = 0; j < length; j++) sum[j] += (p[j] + p[j + length]) + (p[j + 2 * length] + p[j + 3 * length]);
+  }
+  for (; step < steps; step++) {
+    const T* p = x + step * length;
+#pragma GCC ivdep
+    for (Index j = 0; j < length; j++) sum[j] += p[j];
+  }
+  add_folded(mean, sum, channels, together);
+  for (Index c = 0; c < channels; c++) middle[c] = static_cast<T>(mean[c] / n);
+  for (Index r = 1; r < together; r++) std::memcpy(middle + r * channels, middle, channels * sizeof(T));
+  std::fill(sum, sum + length, T{0});
+  std::fill(rest, rest + length, T{0});
+  for (step = 0; step + 2 <= steps; step += 2) {
+    const T* p = x + step * length;
+#pragma GCC ivdep
+    for (Index j = 0; j < length; j++) {
+      const T a = p[j] - middle[j], b = p[j + length] - middle[j];
+      sum[j] += a * a + b * b;
+      rest[j] += a + b;
+    }
+  }
+  for (; step < steps; step++) {
+    const T* p = x + step * length;
+#pragma GCC ivdep
+    for (Index j = 0; j < length; j++) {
+      const T a = p[j] - middle[j];
+      sum[j] += a * a;
+      rest[j] += a;
+    }
+  }
+  add_folded(squares, sum, channels, together);
+  add_folded(off, rest, channels, together);
+  // What is left about the rounded mean corrects both.
+  for (Index c = 0; c < channels; c++) {
+    const double correction = off[c] / n;
+    mean[c] = middle[c] + correction;
+    squares[c] -= n * correction * correction;
+  }
+  moments.add(n, mean, squares);
+}
+
+template <class T>
+void add_rows(Moments& moments, const T* x, Index rows, Index channels, Index together) {
+  std::vector<double> space(3 * channels);
+  const Index whole = rows / together * together;
+  const Index block = std::max<Index>(4, 8192 / (together * channels)) * together;
+  for (Index r = 0; r < whole; r += block)
+    add_block(moments, x + r * channels, std::min(block, whole - r), channels, together, space.data());
+  if (whole < rows) add_block(moments, x + whole * channels, rows - whole, channels, 1, space.data());
+}
+
+template <bool relu, class T>
+void normalise_rows(const T* x, T* y, Index rows, Index channels, Index together, const T* mean, const T* factor,
+                    const T* bias) {
+  if (rows < together) together = 1;
+  const Index length = together * channels;
+  T* means = scratch<T>(3 * length, 0);
+  T *factors = means + length, *biases = factors + length;
+  repeat(means, mean, channels, together);
+  repeat(factors, factor, channels, together);
+  repeat(biases, bias, channels, together);
+  Index r = 0;
+  for (; r + together <= rows; r += together) {
+    const T* p = x + r * channels;
+    T* out = y + r * channels;
+#pragma GCC ivdep
+    for (Index j = 0; j < length; j++) {
+      const T value = (p[j] - means[j]) * factors[j] + biases[j];
+      out[j] = relu && value < 0 ? T{0} : value;  // a NaN stays one
+    }
+  }
+  if (r < rows) normalise_rows<relu>(x + r * channels, y + r * channels, rows - r, channels, 1, mean, factor, bias);
+}
+
+template <class T>
+ffi::Error batch_norm(ffi::ThreadPool& pool, const T* x, const T* scale, const T* bias, T* y, T* mean, T* var,
+                      T* inverse, const Rows& rows, double epsilon, bool relu) {
+  const Index channels = rows.channels;
+  std::vector<Moments> parts(rows.pieces, Moments(channels));
+  parallel(pool, rows.pieces, [&](int i) {
+    add_rows(parts[i], x + rows.begin(i) * channels, rows.in_piece(i), channels, rows.together);
+  });
+  Moments all(channels);
+  for (const Moments& part : parts) all.add(part.count, part.mean.data(), part.squares.data());
+  std::vector<T> factor(channels);
+  for (Index c = 0; c < channels; c++) {
+    const double variance = all.squares[c] / all.count;
+    mean[c] = static_cast<T>(all.mean[c]);
+    var[c] = static_cast<T>(variance);
+    inverse[c] = static_cast<T>(1 / std::sqrt(variance + epsilon));
+    factor[c] = scale[c] * inverse[c];
+  }
+  parallel(pool, rows.pieces, [&](int i) {
+    i = rows.pieces - 1 - i;  // what was read last is still in the cache
+    const Index start = rows.begin(i) * channels;
+    (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x + start, y + start, rows.in_piece(i), channels,
+                                                                rows.together, mean, factor.data(), bias);
+  });
+  return ffi::Error::Success();
+}
+
+inline ffi::Error BatchNorm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                            ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> mean,
+                            ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse, double epsilon,
+                            bool relu) {
+  const auto type = x.element_type();
+  if (x.dimensions().size() != 4 || x.element_count() == 0) return refuse("batch_norm needs [n h w c], none of them 0");
+  const Index channels = x.dimensions().back();
+  if (y->element_type() != type || !same_shape(y->dimensions(), x.dimensions()))
+    return refuse("batch_norm's result must be like its input");
+  if (!is_vector(scale, type, channels) || !is_vector(bias, type, channels) || !is_vector(*mean, type, channels) ||
+      !is_vector(*var, type, channels) || !is_vector(*inverse, type, channels))
+    return refuse("batch_norm needs scale, bias and statistics of [c] in the input's dtype");
+  const Rows rows(x.element_count() / channels, channels);
+  return for_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    return batch_norm<T>(pool, data<T>(x), data<T>(scale), data<T>(bias), data<T>(y), data<T>(mean), data<T>(var),
+                         data<T>(inverse), rows, epsilon, relu);
+  });
+}
+
+template <bool relu, class T>
+inline T passed(T gradient, T centred, T factor, T bias) {
+  return !relu || centred * factor + bias > 0 ? gradient : T{0};
+}
+
+// Adds, for each channel, the gradients that pass the ReLU, and these times the centred values.
+template <bool relu, class T>
+void add_gradients(const T* x, const T* dy, Index rows, Index channels, Index together, const T* mean, const T* factor,
+                   const T* bias, double* gradients, double* products) {
+  if (rows < together) together = 1;
+  const Index length = together * channels, steps = rows / together;
+  T* means = scratch<T>(5 * length, 0);
+  T *factors = means + length, *biases = factors + length, *sum = biases + length, *product = sum + length;
+  repeat(means, mean, channels, together);
+  repeat(factors, factor, channels, together);
+  repeat(biases, bias, channels, together);
+  const Index block = std::max<Index>(4, 8192 / length) / 2 * 2;
+  for (Index first = 0; first < steps; first += block) {
+    const Index end = std::min(steps, first + block);
+    Index step = first;
+    std::fill(sum, sum + 2 * length, T{0});
+    for (; step + 2 <= end; step += 2) {
+      const T *p = x + step * length, *d = dy + step * length;
+#pragma GCC ivdep
+      for (Index j = 0; j < length; j++) {
+        const T a = p[j] - means[j], b = p[j + length] - means[j];
+        const T g = passed<relu>(d[j], a, factors[j], biases[j]);
+        const T h = passed<relu>(d[j + length], b, factors[j], biases[j]);
+        sum[j] += g + h;
+        product[j] += a * g + b * h;
+      }
+    }
+    for (; step < end; step++) {
+      const T *p = x + step * length, *d = dy + step * length;
+#pragma GCC ivdep
+      for (Index j = 0; j < length; j++) {
+        const T a = p[j] - means[j], g = passed<relu>(d[j], a, factors[j], biases[j]);
+        sum[j] += g;
+        product[j] += a * g;
+      }
+    }
+    add_folded(gradients, sum, channels, together);
+    add_folded(products, product, channels, together);
+  }
+  const Index done = steps * together;
+  if (done < rows)
+    add_gradients<relu>(x + done * channels, dy + done * channels, rows - done, channels, 1, mean, factor, bias,
+                        gradients, products);
+}
+
+template <bool relu, class T>
+void input_gradient_rows(const T* x, const T* dy, T* dx, Index rows, Index channels, Index together, const T* mean,
+                         const T* factor, const T* bias, const T* per_centred, const T* per_value) {
+  if (rows < together) together = 1;
+  const Index length = together * channels;
+  T* means = scratch<T>(5 * length, 0);
+  T *factors = means + length, *biases = factors + length, *centreds = biases + length, *values = centreds + length;
+  repeat(means, mean, channels, together);
+  repeat(factors, factor, channels, together);
+  repeat(biases, bias, channels, together);
+  repeat(centreds, per_centred, channels, together);
+  repeat(values, per_value, channels, together);
+  Index r = 0;
+  for (; r + together <= rows; r += together) {
+    const T *p = x + r * channels, *d = dy + r * channels;
+    T* out = dx + r * channels;
+#pragma GCC ivdep
+    for (Index j = 0; j < length; j++) {
+      const T a = p[j] - means[j], g = passed<relu>(d[j], a, factors[j], biases[j]);
+      out[j] = g * factors[j] + a * centreds[j] + values[j];
+    }
+  }
+  if (r < rows)
+    input_gradient_rows<relu>(x + r * channels, dy + r * channels, dx + r * channels, rows - r, channels, 1, mean,
+                              factor, bias, per_centred, per_value);
+}
+
+// Ioffe and Szegedy 2015, section 3.
+template <class T>
+ffi::Error batch_norm_gradient(ffi::ThreadPool& pool, const T* x, const T* scale, const T* bias, const T* mean,
+                               const T* inverse, const T* dy, const T* dmean, const T* dvar, T* dx, T* dscale,
+                               T* dbias, const Rows& rows, bool relu) {
+  const Index channels = rows.channels;
+  std::vector<double> sums(rows.pieces * 2 * channels);
+  std::vector<T> factor(channels), per_centred(channels), per_value(channels);
+  for (Index c = 0; c < channels; c++) factor[c] = scale[c] * inverse[c];
+  parallel(pool, rows.pieces, [&](int i) {
+    const Index start = rows.begin(i) * channels;
+    double* sum = &sums[i * 2 * channels];
+    (relu ? add_gradients<true, T> : add_gradients<false, T>)(x + start, dy + start, rows.in_piece(i), channels,
+                                                              rows.together, mean, factor.data(), bias, sum,
+                                                              sum + channels);
+  });
+  for (Index c = 0; c < channels; c++) {
+    double gradient = 0, product = 0;
+    for (int i = 0; i < rows.pieces; i++) {
+      gradient += sums[i * 2 * channels + c];
+      product += sums[i * 2 * channels + channels + c];
+    }
+    const double of_scale = product * inverse[c], count = static_cast<double>(rows.count), f = factor[c];
+    dscale[c] = static_cast<T>(of_scale);
+    dbias[c] = static_cast<T>(gradient);
+    per_centred[c] = static_cast<T>((2.0 * dvar[c] - f * inverse[c] * of_scale) / count);
+    per_value[c] = static_cast<T>((dmean[c] - f * gradient) / count);
+  }
+  parallel(pool, rows.pieces, [&](int i) {
+    i = rows.pieces - 1 - i;
+    const Index start = rows.begin(i) * channels;
+    (relu ? input_gradient_rows<true, T> : input_gradient_rows<false, T>)(
+        x + start, dy + start, dx + start, rows.in_piece(i), channels, rows.together, mean, factor.data(), bias,
+        per_centred.data(), per_value.data());
+  });
+  return ffi::Error::Success();
+}
+
+inline ffi::Error BatchNormGradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                                    ffi::AnyBuffer mean, ffi::AnyBuffer inverse, ffi::AnyBuffer dy,
+                                    ffi::AnyBuffer dmean, ffi::AnyBuffer dvar, ffi::Result<ffi::AnyBuffer> dx,
+                                    ffi::Result<ffi::AnyBuffer> dscale, ffi::Result<ffi::AnyBuffer> dbias, bool relu) {
+  const auto type = x.element_type();
+  if (x.dimensions().size() != 4 || x.element_count() == 0) return refuse("batch_norm needs [n h w c], none of them 0");
+  const Index channels = x.dimensions().back();
+  if (dy.element_type() != type || dx->element_type() != type || !same_shape(dy.dimensions(), x.dimensions()) ||
+      !same_shape(dx->dimensions(), x.dimensions()))
+    return refuse("batch_norm's gradients must be like its input");
+  for (const auto* vector : {&scale, &bias, &mean, &inverse, &dmean, &dvar, &*dscale, &*dbias})
+    if (!is_vector(*vector, type, channels)) return refuse("batch_norm needs [c] in the input's dtype");
+  const Rows rows(x.element_count() / channels, channels);
+  return for_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    return batch_norm_gradient<T>(pool, data<T>(x), data<T>(scale), data<T>(bias), data<T>(mean), data<T>(inverse),
+                                  data<T>(dy), data<T>(dmean), data<T>(dvar), data<T>(dx), data<T>(dscale),
+                                  data<T>(dbias), rows, relu);
+  });
+}
+
+}  // namespace engine

@@ -1,0 +1,44 @@
+// The handlers that XLA calls, and what the library says about itself. Built once for each instruction set.
+#include "batch_norm.h"
+#include "depthwise.h"
+#include "stem.h"
+
+using xla::ffi::AnyBuffer;
+using xla::ffi::Ffi;
+using xla::ffi::ThreadPool;
+
+#define BIND() Ffi::Bind().Ctx<ThreadPool>()
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm, engine::BatchNorm,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
+                                  .Attr<double>("epsilon").Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm_gradient, engine::BatchNormGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise, engine::Depthwise,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, engine::DepthwiseInputGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_kernel_gradient, engine::DepthwiseKernelGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(stem, engine::Stem,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(stem_kernel_gradient, engine::StemKernelGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
+
+extern "C" __attribute__((visibility("default"))) const char* engine_sources() { return ENGINE_SOURCES; }
+
+// The best of the instruction sets that there are builds for.
+extern "C" __attribute__((visibility("default"))) const char* engine_instructions() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    return "avx512";
+  if (avx2) return "avx2";
+#endif
+  return "baseline";
+}

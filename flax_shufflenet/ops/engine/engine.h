@@ -1,0 +1,149 @@
+// What all operations share: vectors, scratch memory, XLA's threads, and how a call is refused.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace engine {
+
+namespace ffi = xla::ffi;
+using Index = int64_t;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// The compiler's own vectors: it lowers them to whatever the target has.
+template <class T, int bytes = kVectorBytes>
+struct Vector {
+  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
+  static constexpr Index lanes = bytes / sizeof(T);
+  static type load(const T* p) { return *reinterpret_cast<const type*>(p); }
+  static void store(T* p, type v) { *reinterpret_cast<type*>(p) = v; }
+  // For `own ? a : b`: true in the first `count` lanes.
+  static auto first(Index count) {
+    type lane, limit;
+    for (Index i = 0; i < lanes; i++) {
+      lane[i] = static_cast<T>(i);
+      limit[i] = static_cast<T>(count);
+    }
+    return lane < limit;
+  }
+  // The first `count` lanes; the others are zero.
+  static type load(const T* p, Index count) {
+    if (count >= lanes) return load(p);
+    T lane[lanes] = {};
+    std::memcpy(lane, p, count * sizeof(T));
+    return load(lane);
+  }
+  static void store(T* p, type v, Index count) {
+    if (count >= lanes) return store(p, v);
+    T lane[lanes];
+    store(lane, v);
+    std::memcpy(p, lane, count * sizeof(T));
+  }
+};
+
+// A thread's own memory, kept from call to call: `count` values, and a vector more that may be read but means nothing.
+template <class T>
+T* scratch(size_t count, int slot) {
+  static thread_local std::unique_ptr<char[]> memory[4];
+  static thread_local size_t size[4];
+  const size_t bytes = count * sizeof(T) + 3 * 64;
+  if (size[slot] < bytes) {
+    memory[slot].reset(new char[bytes]());
+    size[slot] = bytes;
+  }
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory[slot].get()) + 63) & ~uintptr_t{63});
+}
+
+// Calls f(0) ... f(count - 1) on XLA's threads. The caller takes part, and waits only for pieces that another thread
+// has begun: two calls that each hold one of two threads would otherwise wait for each other for ever.
+template <class F>
+void parallel(ffi::ThreadPool& pool, int count, F&& f) {
+  struct Job {
+    std::atomic<int> next{0}, done{0};
+    int count;
+    std::remove_reference_t<F>* f;
+    void work() {
+      for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        (*f)(i);
+        done.fetch_add(1, std::memory_order_release);
+      }
+    }
+  };
+  const int threads = static_cast<int>(std::min<Index>(count, pool.num_threads()));
+  if (threads < 2) {
+    for (int i = 0; i < count; i++) f(i);
+    return;
+  }
+  auto job = std::make_shared<Job>();  // outlives this call in a thread that comes too late
+  job->count = count;
+  job->f = &f;
+  for (int thread = 1; thread < threads; thread++) pool.Schedule([job] { job->work(); });
+  job->work();
+  // The thread that is waited for may itself wait for this core.
+  while (job->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+// Work is cut by its size alone, never by the number of threads: sums are the same on any number.
+constexpr Index kPieces = 16;
+
+inline ffi::Error refuse(const std::string& why) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "flax_shufflenet engine: " + why);
+}
+
+inline bool same_shape(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
+}
+
+template <class Buffer>
+bool is_vector(const Buffer& buffer, ffi::DataType type, Index length) {
+  return buffer.element_type() == type && buffer.dimensions().size() == 1 && buffer.dimensions()[0] == length;
+}
+
+template <class Buffer>
+bool has_shape(const Buffer& buffer, ffi::DataType type, std::initializer_list<Index> shape) {
+  auto dimensions = buffer.dimensions();
+  return buffer.element_type() == type && dimensions.size() == shape.size() &&
+         std::equal(shape.begin(), shape.end(), dimensions.begin());
+}
+
+// One handler for float32 and float64: `run` is called with a value of the type.
+template <class F>
+ffi::Error for_type(ffi::DataType type, F&& run) {
+  if (type == ffi::DataType::F32) return run(float{});
+  if (type == ffi::DataType::F64) return run(double{});
+  return refuse("only float32 and float64");
+}
+
+template <class T>
+const T* data(const ffi::AnyBuffer& buffer) {
+  return reinterpret_cast<const T*>(buffer.untyped_data());
+}
+
+template <class T>
+T* data(ffi::Result<ffi::AnyBuffer>& buffer) {
+  return reinterpret_cast<T*>(buffer->untyped_data());
+}
+
+template <class T>
+void repeat(T* to, const T* values, Index length, Index times) {
+  for (Index i = 0; i < times; i++) std::memcpy(to + i * length, values, length * sizeof(T));
+}
+
+}  // namespace engine

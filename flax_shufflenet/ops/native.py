@@ -1,0 +1,189 @@
+"""The CPU engine: C++ that XLA calls (``jax.ffi``), found, checked and loaded when it is first needed.
+
+It is not built unless asked for. A build that is out of date, or made for another XLA, is not used; ``info`` says why.
+XLA's own operations then compute the same.
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+FOLDER = Path(__file__).parent
+HANDLERS = (
+    "batch_norm",
+    "batch_norm_gradient",
+    "depthwise",
+    "depthwise_input_gradient",
+    "depthwise_kernel_gradient",
+    "stem",
+    "stem_kernel_gradient",
+)
+
+
+class Info(NamedTuple):
+    """What computes on CPU."""
+
+    engine: bool
+    instructions: str
+    """"avx512", "avx2" or "baseline"; "" without the engine."""
+    why: str
+    """Why the engine is not used; "" where it is."""
+
+
+@cache
+def info() -> Info:
+    """What computes on CPU: the engine, built for which instructions, or XLA's own operations, and why."""
+    try:
+        instructions = _load()
+    except _UnusableError as error:
+        return Info(False, "", str(error))
+    return Info(True, instructions, "")
+
+
+@cache
+def usable() -> bool:
+    """Whether the engine runs."""
+    return info().engine
+
+
+class _UnusableError(Exception):
+    """The engine cannot be used; the message says why, in a few words."""
+
+
+def _load() -> str:
+    best = ctypes.CDLL(_file("baseline")).engine_instructions
+    best.restype = ctypes.c_char_p
+    instructions = best().decode()
+    library = ctypes.CDLL(_file(instructions))
+    library.engine_sources.restype = ctypes.c_char_p
+    sources = sorted(path for path in (FOLDER / "engine").glob("*") if path.suffix in (".h", ".cc"))
+    if sources:  # an installed wheel has none
+        found = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+        if library.engine_sources().decode() != found:
+            raise _UnusableError("it was built from other sources")
+    try:
+        for name in HANDLERS:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+    except Exception as error:  # XLA checks the version of its interface here
+        raise _UnusableError(f"this jaxlib refuses it: {str(error).splitlines()[0]}") from error
+    return instructions
+
+
+def _file(instructions: str) -> str:
+    for suffix in EXTENSION_SUFFIXES:
+        path = FOLDER / f"_engine_{instructions}{suffix}"
+        if path.exists():
+            return str(path)
+    raise _UnusableError("it was not built")
+
+
+def _target(name: str) -> str:
+    return f"flax_shufflenet.{name}"
+
+
+# --- calling it
+
+_call = Primitive("flax_shufflenet_engine")
+_call.multiple_results = True
+_references: dict[str, Callable[..., Sequence[Array]]] = {}
+
+
+def applies(*arrays: Array) -> bool:
+    """Whether the engine computes with these: all float32 or all float64, not empty, and on one device. Over several,
+    XLA would have to bring together what it cannot divide."""
+    dtypes = {array.dtype for array in arrays}
+    known = dtypes in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.float64)})
+    sizes = [size for array in arrays for size in array.shape]  # some are symbols in a program for any of them
+    known = known and all(isinstance(size, int) and size for size in sizes)
+    return known and jax.sharding.get_abstract_mesh().empty and usable()
+
+
+def operation(name: str, reference: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
+    """A function of arrays, and of options by keyword, that one of the engine's handlers computes on CPU.
+
+    ``reference`` computes the same in JAX, as a tuple or list of arrays. It is what all other platforms get, several
+    devices at once, exported programs (which so run where this package is not), and derivatives.
+    """
+    _references[name] = reference
+
+    def call(*arrays: Array, **options) -> Sequence[Array]:
+        return _call.bind(*arrays, name=name, options=tuple(sorted(options.items())))
+
+    return call
+
+
+def _reference(name: str, options: tuple) -> Callable[..., Sequence[Array]]:
+    return partial(_references[name], **dict(options))
+
+
+@_call.def_abstract_eval
+def _outcome(*arrays, name, options):
+    shapes = (jax.ShapeDtypeStruct(each.shape, each.dtype) for each in arrays)
+    outcomes = jax.eval_shape(_reference(name, options), *shapes)
+    return [ShapedArray(each.shape, each.dtype) for each in outcomes]
+
+
+@_call.def_impl
+def _run(*arrays, name, options):
+    return _compiled(name, options)(*arrays)
+
+
+@cache
+def _compiled(name, options):
+    return jax.jit(partial(_call.bind, name=name, options=options))
+
+
+def _lower_reference(context, *arrays, name, options):
+    return mlir.lower_fun(_reference(name, options), multiple_results=True)(context, *arrays)
+
+
+def _lower_to_engine(context, *arrays, name, options):
+    module = context.module_context
+    if module.lowering_parameters.for_export or getattr(module.axis_context, "num_devices", 0) != 1:
+        return _lower_reference(context, *arrays, name=name, options=options)
+    return jax.ffi.ffi_lowering(_target(name))(context, *arrays, **{key: _attribute(value) for key, value in options})
+
+
+def _attribute(value):
+    kinds = {bool: np.bool_, int: np.int64, float: np.float64}
+    return kinds[type(value)](value)
+
+
+mlir.register_lowering(_call, _lower_reference)
+mlir.register_lowering(_call, _lower_to_engine, platform="cpu")
+
+
+def _differentiate(primals, tangents, *, name, options):
+    tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
+    return jax.jvp(_reference(name, options), tuple(primals), tuple(tangents))
+
+
+def _map(arrays, axes, *, name, options):
+    """One call after the other: its work is cut for the threads already."""
+    mapped = [axis is not None for axis in axes]
+    moved = [array if axis is None else jnp.moveaxis(array, axis, 0) for array, axis in zip(arrays, axes, strict=True)]
+
+    def one(own):
+        own = iter(own)
+        each = [next(own) if is_mapped else array for is_mapped, array in zip(mapped, moved, strict=True)]
+        return _call.bind(*each, name=name, options=options)
+
+    outcomes = jax.lax.map(one, [array for is_mapped, array in zip(mapped, moved, strict=True) if is_mapped])
+    return outcomes, [0] * len(outcomes)
+
+
+ad.primitive_jvps[_call] = _differentiate
+batching.primitive_batchers[_call] = _map

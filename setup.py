@@ -1,0 +1,53 @@
+"""Builds the CPU engine, once for each instruction set, where ``FLAX_SHUFFLENET_ENGINE=1`` asks for it."""
+
+import hashlib
+import os
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDER = Path("flax_shufflenet/ops/engine")
+FLAGS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    FLAGS["avx512"] = ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+    FLAGS["avx512"] += ["-mprefer-vector-width=512"]
+
+
+def sources_hash() -> str:
+    """What ``flax_shufflenet.ops`` compares with the sources it finds, so that no build is used that is out of date."""
+    files = sorted(path for path in (Path(__file__).parent / FOLDER).iterdir() if path.suffix in (".h", ".cc"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def extension(name: str) -> Extension:
+    jaxlib = find_spec("jaxlib")
+    headers = [f"-isystem{Path(jaxlib.origin).parent / 'include'}"] if jaxlib and jaxlib.origin else []
+    options = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+    return Extension(
+        f"flax_shufflenet.ops._engine_{name}",
+        [str(FOLDER / "engine.cc")],
+        depends=[str(path) for path in sorted(FOLDER.glob("*.h"))],
+        define_macros=[("ENGINE_SOURCES", f'"{sources_hash()}"')],
+        extra_compile_args=[*headers, *options, *FLAGS[name], "-Wno-psabi"],
+        language="c++",
+    )
+
+
+class BuildEach(build_ext):
+    """Always anew, and each into a folder of its own: they are built from one source file."""
+
+    def build_extension(self, ext: Extension) -> None:
+        shared, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
+        self.force = True
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = shared
+
+
+wanted = os.environ.get("FLAX_SHUFFLENET_ENGINE") == "1"
+setup(ext_modules=[extension(name) for name in FLAGS] if wanted else [], cmdclass={"build_ext": BuildEach})

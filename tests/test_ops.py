@@ -1,0 +1,195 @@
+"""The CPU engine: against XLA's operations in float64 to 1e-12, float32 against float64, and what it refuses."""
+
+import ctypes
+from functools import partial
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_shufflenet import kernels, ops
+from flax_shufflenet.ops import native
+
+pytestmark = [
+    pytest.mark.usefixtures("unoptimised", "float64"),
+    pytest.mark.skipif(not ops.info().engine, reason=f"the CPU engine is not used: {ops.info().why}"),
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU engine computes on CPU"),
+]
+
+# Channels that fill no vector, sides and strides of any kind, one pixel, one channel, more images than pieces.
+DEPTHWISE = [
+    ((2, 8, 8, 24), 3, 1), ((3, 7, 5, 58), 3, 1), ((17, 4, 4, 116), 3, 1), ((1, 1, 1, 4), 3, 1), ((2, 6, 1, 1), 3, 1),
+    ((2, 8, 6, 24), 3, 2), ((2, 9, 7, 5), 3, 2), ((1, 1, 1, 3), 3, 2), ((3, 5, 4, 31), 3, 3), ((2, 9, 10, 3), 5, 2),
+    ((1, 3, 2, 7), 7, 1), ((1, 2, 3, 2), 3, 5), ((2, 3, 3, 5), 1, 2), ((1, 1, 2, 1031), 3, 1),
+]  # fmt: skip
+STEM = [
+    ((2, 8, 6, 3), 3, 1, 24), ((2, 9, 7, 3), 3, 2, 8), ((1, 1, 1, 3), 3, 2, 5), ((3, 4, 5, 1), 5, 1, 1),
+    ((2, 5, 3, 4), 3, 1, 33), ((18, 3, 2, 2), 1, 2, 9),
+]  # fmt: skip
+CONVOLUTIONS = [(x, (k, k, 1, x[-1]), s) for x, k, s in DEPTHWISE]
+CONVOLUTIONS += [(x, (k, k, x[-1], out), s) for x, k, s, out in STEM]
+
+
+def random(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def check(found, expected, tolerance: float = 1e-12) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(("shape", "kernel_shape", "stride"), CONVOLUTIONS, ids=str)
+def test_convolutions_and_gradients_are_xlas(shape, kernel_shape, stride) -> None:
+    x, kernel = random(*shape), random(*kernel_shape, seed=1)
+    groups = shape[-1] // kernel_shape[2]
+    name = "depthwise" if groups == shape[-1] == kernel_shape[-1] else "stem"
+    engine = kernels._ENGINES[name]
+
+    def native_conv(x, kernel):
+        return kernels._native_conv(x, kernel, stride=stride, groups=groups)
+
+    y, pull_back = jax.vjp(native_conv, x, kernel)
+    dy = random(*y.shape, seed=2)
+    dx, dkernel = pull_back(dy)
+    check(engine.forward(x, kernel, stride=stride), [y])
+    check(engine.input_gradient(x, kernel, dy, stride=stride), [dx])
+    check(engine.kernel_gradient(x, kernel, dy, stride=stride), [dkernel])
+
+
+def batch_norm_arrays(shape):
+    vectors = [random(shape[-1], seed=i) for i in range(4)]
+    return random(*shape, seed=4) * 2 + 3, vectors[0] + 2, vectors[1], random(*shape, seed=5), *vectors[2:]
+
+
+# Rows and channels that fill no vector and no block, fewer rows than are taken together, and enough for many pieces.
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4, 5), (1, 1, 2, 1), (5, 33, 47, 2), (31, 7, 9, 58), (3, 1, 1, 1031)], ids=str
+)
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_and_its_gradient_are_xlas(shape, relu) -> None:
+    x, scale, bias, dy, dmean, dvar = batch_norm_arrays(shape)
+    y, mean, var, inverse = kernels._engine_batch_norm(x, scale, bias, epsilon=1e-5, relu=relu)
+    check([y, mean, var, inverse], kernels._normalise_by_xla(x, scale, bias, epsilon=1e-5, relu=relu))
+    given = x, scale, bias, mean, inverse, dy, dmean, dvar
+    expected = kernels._batch_norm_backward_by_xla(*given, relu=relu)
+    check(kernels._engine_batch_norm_gradient(*given, relu=relu), expected)
+
+
+def test_the_variance_is_exact_at_any_mean() -> None:
+    """At a mean of 10,000 standard deviations, E[x^2] - E[x]^2 in float32 would be wrong by a factor."""
+    x = (random(16, 16, 16, 24) + 1e4).astype(jnp.float32)
+    ones = jnp.ones(24, jnp.float32)
+    _, mean, var, _ = kernels._engine_batch_norm(x, ones, 0 * ones, epsilon=1e-5, relu=False)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-7)
+    np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-6)
+
+
+def test_a_relu_passes_on_what_is_no_number() -> None:
+    x = random(2, 3, 4, 5).at[0, 0, 0, 2].set(jnp.nan)
+    y = kernels._engine_batch_norm(x, jnp.ones(5), jnp.zeros(5), epsilon=1e-5, relu=True)[0]
+    assert jnp.isnan(y[..., 2]).all()
+    assert not jnp.isnan(jnp.delete(y, 2, axis=-1)).any()
+
+
+def test_one_channels_infinities_stay_in_it() -> None:
+    """Rows of channels that fill no vector are read beyond their end."""
+    x, dy = random(2, 3, 1, 5), random(2, 3, 1, 5, seed=1)
+    x = x.at[:, 1, 0, 0].set(jnp.inf)
+    dkernel = kernels._ENGINES["depthwise"].kernel_gradient(x, random(3, 3, 1, 5), dy, stride=1)[0]
+    assert jnp.isfinite(dkernel[..., 1:]).all()
+
+
+@pytest.mark.parametrize(("shape", "kernel_shape", "stride"), [CONVOLUTIONS[2], CONVOLUTIONS[5], CONVOLUTIONS[14]])
+def test_float32_convolutions_are_exact(shape, kernel_shape, stride) -> None:
+    x, kernel = (random(*s).astype(jnp.float32) for s in (shape, kernel_shape))
+    conv = partial(kernels.conv2d, stride=stride, groups=shape[-1] // kernel_shape[2])
+    y, pull_back = jax.vjp(conv, x, kernel)
+    exact, exact_pull_back = jax.vjp(conv, x.astype(jnp.float64), kernel.astype(jnp.float64))
+    found = [y, *pull_back(y)]
+    truth = [exact, *exact_pull_back(y.astype(jnp.float64))]
+    for a, b in zip(found, truth, strict=True):
+        assert a.dtype == jnp.float32
+        assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 3e-7
+
+
+def forward(x, kernel):
+    return kernels.conv2d(x, kernel, groups=4)
+
+
+def test_it_runs_on_cpu_and_is_not_exported() -> None:
+    x, kernel = random(2, 5, 5, 4), random(3, 3, 1, 4)
+    lowered = jax.jit(forward).trace(x, kernel)
+    assert "flax_shufflenet.depthwise" in lowered.lower(lowering_platforms=("cpu",)).as_text()
+    assert "flax_shufflenet" not in lowered.lower(lowering_platforms=("cuda",)).as_text()
+    exported = jax.export.export(jax.jit(forward), platforms=("cpu", "cuda"))(x, kernel)
+    assert "custom_call" not in exported.mlir_module()
+    check([exported.call(x, kernel)], [forward(x, kernel)])
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "outcome", "options"),
+    [
+        ("depthwise", [(1, 4, 4, 3), (3, 3, 1, 4)], (1, 4, 4, 3), {"stride": 1}),
+        ("depthwise", [(1, 4, 4, 3), (2, 2, 1, 3)], (1, 4, 4, 3), {"stride": 1}),
+        ("depthwise", [(1, 4, 4, 3), (3, 3, 1, 3)], (1, 4, 4, 3), {"stride": 2}),
+        ("depthwise", [(1, 4, 4, 3), (3, 3, 1, 3)], (1, 4, 4, 3), {"stride": 0}),
+        ("depthwise", [(4, 4, 3), (3, 3, 1, 3)], (4, 4, 3), {"stride": 1}),
+        ("depthwise_input_gradient", [(1, 4, 4, 3), (3, 3, 1, 3), (1, 4, 4, 3)], (1, 4, 5, 3), {"stride": 1}),
+        ("depthwise_kernel_gradient", [(1, 4, 4, 3), (3, 3, 1, 3), (1, 4, 4, 3)], (3, 3, 1, 4), {"stride": 1}),
+        ("stem", [(1, 4, 4, 5), (3, 3, 5, 8)], (1, 4, 4, 8), {"stride": 1}),
+        ("stem_kernel_gradient", [(1, 4, 4, 3), (3, 3, 3, 8), (1, 4, 3, 8)], (3, 3, 3, 8), {"stride": 1}),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_are_refused(name, shapes, outcome, options) -> None:
+    ops.info()  # loads it
+    options = {key: np.int64(value) for key, value in options.items()}
+    call = jax.ffi.ffi_call(f"flax_shufflenet.{name}", jax.ShapeDtypeStruct(outcome, jnp.float32))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"flax_shufflenet engine: (depthwise|stem) needs"):
+        call(*(jnp.zeros(shape, jnp.float32) for shape in shapes), **options)
+
+
+def test_other_dtypes_are_refused_and_left_to_xla() -> None:
+    x, kernel = jnp.zeros((1, 4, 4, 3), jnp.bfloat16), jnp.zeros((3, 3, 1, 3), jnp.bfloat16)
+    call = jax.ffi.ffi_call("flax_shufflenet.depthwise", jax.ShapeDtypeStruct(x.shape, x.dtype))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="only float32 and float64"):
+        call(x, kernel, stride=np.int64(1))
+    assert kernels.conv2d(x, kernel, groups=3).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_processors_with_less_get_the_same(instructions) -> None:
+    if instructions == "avx2" and ops.info().instructions == "baseline":
+        pytest.skip("no AVX2 here")
+    library = ctypes.CDLL(native._file(instructions))
+    x, scale, bias, dy, *_ = batch_norm_arrays((3, 7, 5, 58))
+    kernel = random(3, 3, 1, 58, seed=9)
+    calls = {
+        "batch_norm": ((x, scale, bias), {"epsilon": 1e-5, "relu": True}),
+        "depthwise": ((x, kernel), {"stride": 1}),
+        "depthwise_input_gradient": ((x, kernel, dy), {"stride": 1}),
+        "depthwise_kernel_gradient": ((x, kernel, dy), {"stride": 1}),
+    }
+    for name, (arrays, options) in calls.items():
+        target = f"{instructions}.{name}"
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        reference = native._references[name]
+        outcomes = jax.eval_shape(partial(reference, **options), *arrays)
+        attributes = {key: native._attribute(value) for key, value in options.items()}
+        check(jax.ffi.ffi_call(target, outcomes)(*arrays, **attributes), reference(*arrays, **options))
+
+
+def test_another_build_than_that_of_the_sources_is_not_used(tmp_path, monkeypatch) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "engine.h").write_text("// changed")
+    for path in native.FOLDER.glob("_engine_*"):
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    assert native.info.__wrapped__() == (False, "", "it was built from other sources")
+    for path in tmp_path.glob("_engine_*"):
+        path.unlink()
+    assert native.info.__wrapped__() == (False, "", "it was not built")
