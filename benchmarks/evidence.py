@@ -50,6 +50,12 @@ NETS = (
     *(Net(_STEM, 0, "digits", 32, steps=steps, seed=1) for steps in (30, 1000)),
     *(Net(_STEM, 1, "digits", 64, steps=steps, seed=1) for steps in (30, 1000)),
     *(Net(_ACTIVATION, truth, name, 64) for truth in (0, 1) for name in ("digits", "cifar10")),
+    # Images enlarged so far that a max-pool hardly changes them.
+    *(
+        Net(_STEM, 1, name, side, steps=60, seed=7, batch=16)
+        for side in (128, 224, 448)
+        for name in ("digits", "cifar10")
+    ),
     # These nets pool 7x7 values at their end, so that they take 224 pixels.
     *(Net(_SHUFFLE, truth, name, 224, steps=40, batch=16) for truth in (0, 1) for name in ("digits", "cifar10")),
 )

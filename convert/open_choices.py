@@ -153,7 +153,7 @@ def _choose(question: Question, given: str | None, assumption: Assumption, found
     silent = f"the tensors cannot tell, nor do its running statistics, and {question.risk}"
     if given is None:
         choice = assumption.choice
-        return choice, f"assumed {assumption.why}; {silent}: {option} {other(choice)} if it is"
+        return choice, f"assumed {assumption.why}; {silent}: {option} {other(choice)} if it is low"
     if assumption.usual in (None, given):
         return given, f"as given by {option}"
     return given, (

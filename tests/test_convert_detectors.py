@@ -81,7 +81,7 @@ def test_nanodets_activation_is_given_or_assumed_and_the_report_says_which() -> 
     assert slope(backbone("nanodet")) == (
         0.0,
         "rectifier: ReLU, assumed for a lone backbone; NanoDet's detectors have leaky_relu; the tensors cannot tell, "
-        "nor do its running statistics, and the wrong one costs accuracy: --activation leaky_relu if it is",
+        "nor do its running statistics, and the wrong one costs accuracy: --activation leaky_relu if it is low",
     )
     assert slope(backbone("nanodet"), activation="leaky_relu")[0] == 0.1
     assert slope(backbone("nanodet", last_width=40))[0] == 0.1
