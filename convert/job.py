@@ -26,6 +26,8 @@ from flax_shufflenet.weights import ARCHITECTURE_KEY, check_arrays, to_bytes
 if TYPE_CHECKING:
     from convert.__main__ import Options
 
+_TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+
 
 def run(options: "Options") -> None:
     """Converts as the options say, prints the report, and writes only what is proven.
@@ -35,6 +37,7 @@ def run(options: "Options") -> None:
     """
     for path in (options.report, options.plot, options.output):
         _refuse_overwriting(path, options.force)
+    _check_files_differ(options)
     source = read(options.file)
     if ARCHITECTURE_KEY in source.metadata:
         _from_flax(source, options)
@@ -46,6 +49,7 @@ def _from_torch(source: Source, options: "Options") -> None:
     output = options.output or _beside(source.path, f".{options.to}.pt" if options.to else ".safetensors")
     if output.suffix == onnx_file.ENDING:
         raise ConvertError(f"{output}: ONNX is made from a Flax net; convert {source.path} to .safetensors first")
+    _check_ending(output, to_torch=options.to is not None)
     _refuse_overwriting(output, options.force)
     images = None if options.images is None else read_images(options.images)
     conversion = api.convert_source(
@@ -79,6 +83,7 @@ def _from_flax(source: Source, options: "Options") -> None:
         onnx_file.require_packages()
     elif options.size is not None:
         raise ConvertError(f"{output}: --size is for .onnx files, leave it out")
+    _check_ending(output, to_torch=True)
     _refuse_overwriting(output, options.force)
     images = None if options.images is None else read_images(options.images)
     try:
@@ -173,6 +178,30 @@ def _stop_unless_proven(proof: Proof, path: Path) -> None:
 def _beside(path: Path, ending: str) -> Path:
     output = path.with_suffix(ending)
     return path.with_suffix(f".flax{ending}") if output == path else output
+
+
+def _check_ending(output: Path, *, to_torch: bool) -> None:
+    """A name that says another format than the file has would be opened by the wrong program."""
+    ending = output.suffix.lower()
+    if to_torch and ending == ".safetensors":
+        raise ConvertError(f"{output}: a PyTorch state_dict is written with torch.save; end its name in .pt")
+    if not to_torch and ending in _TORCH_ENDINGS:
+        raise ConvertError(
+            f"{output}: a Flax net is a safetensors file; end its name in .safetensors, or name a PyTorch layout "
+            "with --to"
+        )
+
+
+def _check_files_differ(options: "Options") -> None:
+    """Raises:
+    ConvertError: two of the files that the options name are one.
+    """
+    named = {"the input": options.file, "the output": options.output}
+    named |= {"--report": options.report, "--plot": options.plot}
+    seen: dict[str, str] = {}
+    for what, path in named.items():
+        if path is not None and (other := seen.setdefault(os.path.realpath(path), what)) != what:
+            raise ConvertError(f"{path}: is {other} and {what} as well; name another file for {what}")
 
 
 def _refuse_overwriting(path: Path | None, force: bool) -> None:

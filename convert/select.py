@@ -267,6 +267,12 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
     if ignored:
         notes.append(f"left out: {listing(ignored)}")
 
+    if inside := [name for name in rest if name.startswith(prefix) and _is_inside(name, candidate, headless)]:
+        raise ConvertError(
+            f"the tensors do not make a {layout.name} ShuffleNetV2: {listing(inside)} inside the net, where this "
+            "layout has nothing; it computes something else with the same convolutions, and cannot be converted"
+        )
+
     # Old PyTorch versions did not count batches.
     counts = [name for name in trunk_names if name.endswith(".num_batches_tracked")]
     absent = not any(name in found for name in counts)
@@ -290,6 +296,21 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
     if f"{layout.head}.weight" not in found:
         notes.append("no head: the net returns its pooled features")
     return found, notes, absent
+
+
+def _is_inside(name: str, candidate: _Candidate, architecture: Architecture) -> bool:
+    """Whether a tensor stands under a name of the stem, of a stage, of one of its blocks or of the last convolution."""
+    layout, own_name = candidate.layout, name.removeprefix(candidate.prefix)
+    parts = [part.conv.removeprefix(layout.root) for part in layout.parts_of(architecture)]
+    parts += [part.bn.removeprefix(layout.root) for part in layout.parts_of(architecture)]
+    index, blocks = 0, []
+    for stage, count in enumerate(architecture.stage_blocks):
+        for block in range(count + 1):
+            blocks.append(layout.block_name(stage, block, index).removeprefix(layout.root))
+            index += 1
+    stages = {parent for block in blocks if (parent := block.rpartition(".")[0])}
+    around = {parent for part in parts if (parent := part.rpartition(".")[0])}
+    return any(own_name.startswith(f"{module}.") for module in {*parts, *blocks, *stages, *around})
 
 
 def _refuse_leftovers(candidate: _Candidate, names: list[str], has_head: bool) -> NoReturn:

@@ -30,6 +30,7 @@ import convert
 from convert import mapping
 from convert.layouts import LAYOUTS
 from convert.read import read
+from convert.select import find_net
 from flax_shufflenet.weights import ARCHITECTURE_KEY, to_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -584,3 +585,41 @@ for path in sys.argv[1:]:
     assert run.returncode == 0, run.stderr
     for case, line in zip(cases, run.stdout.splitlines(), strict=True):
         assert FILES[case][1] in line
+
+
+@pytest.mark.parametrize("backbone", [False, True])
+@pytest.mark.parametrize("layout", ["torchvision", "seed", "megvii", "mmpretrain", "pytorchcv", "birder"])
+def test_a_layer_inside_the_backbone_that_the_layout_does_not_have_is_refused(layout: str, backbone: bool) -> None:
+    """Such as squeeze-and-excitation: without it, the rest is another net."""
+    tensors = small_state_dict(layout)
+    own = LAYOUTS[layout]
+    inside = f"{own.block_name(1, 1, 2)}.se.fc.0.weight"
+    with pytest.raises(convert.ConvertError, match=r" inside the net, .* cannot be converted") as refusal:
+        find_net({**tensors, inside: torch.zeros(4, 4, 1, 1)}, backbone=backbone)
+    assert inside in str(refusal.value)
+    assert "--backbone" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-o", "copy.pth"], "a Flax net is a safetensors file; end its name in .safetensors"),
+        (["-o", "net.pt"], "is the input and the output as well"),
+        (["--to", "kuangliu", "-o", "copy.safetensors"], "end its name in .pt"),
+        (["-o", "a.safetensors", "--report", "a.safetensors"], "is the output and --report as well"),
+        (["--report", "link.md"], "is the input and --report as well"),
+    ],
+)
+def test_no_file_gets_the_wrong_name_or_is_written_over_by_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    net = tmp_path / "net.pt"
+    net.write_bytes(saved(small_state_dict("seed")))
+    (tmp_path / "link.md").symlink_to(net)
+    before = net.read_bytes()
+    paths = [option if option.startswith("-") or option == "kuangliu" else tmp_path / option for option in options]
+    outcome = run_convert(capsys, net, *paths, "--force")
+    assert outcome.code == 1
+    assert said in outcome.err
+    assert net.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.md", "net.pt"]
