@@ -12,7 +12,6 @@ collectives. As many convolutions as stock Flax has means that none of the CPU's
 """
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from rich.table import Table
 import flax_shufflenet as fs
 from benchmarks.case import CLASSES, IMAGE_SIDE
 from benchmarks.collectives import Collectives, count_collectives, describe
+from benchmarks.convolutions import count_convolutions
 from benchmarks.jax_steps import TrainState, make_forward, make_optimizer, make_train_step
 from benchmarks.report import page_width
 from benchmarks.stock_flax import StockShuffleNetV2
@@ -56,8 +56,6 @@ gpu_device_info {
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 """
-
-_CONVOLUTION = re.compile(r" convolution\(|custom_call_target=\"__cudnn\$conv")
 
 
 class Program(NamedTuple):
@@ -134,7 +132,7 @@ def compile_for(platform: str, program: Program) -> Figures:
         cost.get("flops"),
         cost.get("bytes accessed"),
         memory.temp_size_in_bytes,
-        len(_CONVOLUTION.findall(text)),
+        sum(count_convolutions(text).values()),
         count_collectives(text),
         seconds,
     )

@@ -6,7 +6,6 @@ undecided. Prints a table, and writes it with ``--json``.
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,20 +19,16 @@ import flax_shufflenet as fs
 from benchmarks.report import installed_versions
 from convert import evidence
 from convert.evidence import Hypothesis
-from convert.layouts import LAYOUTS
+from convert.open_choices import ACTIVATION, QUESTIONS, SHUFFLE, STEM, Question
 from flax_shufflenet.training import data
 from flax_shufflenet.training.data import Dataset
 from torch_ref.randomise import randomise
-
-_STEM = ("cifar", "imagenet")
-_ACTIVATION = ("relu", "leaky_relu")
-_SHUFFLE = ("after", "reverse")
 
 
 class Net(NamedTuple):
     """What to train: ``truth`` is which of the question's two graphs, 0 or 1; ``side`` that of its images."""
 
-    question: tuple[str, str]
+    question: Question
     truth: int
     dataset: str
     side: int
@@ -44,36 +39,27 @@ class Net(NamedTuple):
 
 
 NETS = (
-    *(Net(_STEM, 0, name, 32, size) for name in ("digits", "cifar10") for size in (0.5, 1.0)),
-    *(Net(_STEM, 1, name, side) for name in ("digits", "cifar10") for side in (32, 64, 96)),
-    Net(_STEM, 1, "cifar10", 64, 1.0),
-    *(Net(_STEM, 0, "digits", 32, steps=steps, seed=1) for steps in (30, 1000)),
-    *(Net(_STEM, 1, "digits", 64, steps=steps, seed=1) for steps in (30, 1000)),
-    *(Net(_ACTIVATION, truth, name, 64) for truth in (0, 1) for name in ("digits", "cifar10")),
+    *(Net(STEM, 0, name, 32, size) for name in ("digits", "cifar10") for size in (0.5, 1.0)),
+    *(Net(STEM, 1, name, side) for name in ("digits", "cifar10") for side in (32, 64, 96)),
+    Net(STEM, 1, "cifar10", 64, 1.0),
+    *(Net(STEM, 0, "digits", 32, steps=steps, seed=1) for steps in (30, 1000)),
+    *(Net(STEM, 1, "digits", 64, steps=steps, seed=1) for steps in (30, 1000)),
+    *(Net(ACTIVATION, truth, name, 64) for truth in (0, 1) for name in ("digits", "cifar10")),
     # Images enlarged so far that a max-pool hardly changes them.
     *(
-        Net(_STEM, 1, name, side, steps=60, seed=7, batch=16)
+        Net(STEM, 1, name, side, steps=60, seed=7, batch=16)
         for side in (128, 224, 448)
         for name in ("digits", "cifar10")
     ),
     # These nets pool 7x7 values at their end, so that they take 224 pixels.
-    *(Net(_SHUFFLE, truth, name, 224, steps=40, batch=16) for truth in (0, 1) for name in ("digits", "cifar10")),
+    *(Net(SHUFFLE, truth, name, 224, steps=40, batch=16) for truth in (0, 1) for name in ("digits", "cifar10")),
 )
 
 
-def hypotheses(question: tuple[str, str], size: float, classes: int) -> tuple[Hypothesis, Hypothesis]:
-    """The two graphs."""
-    if question == _STEM:
-        first, second = (fs.preset(name, size, classes) for name in ("chenyaofo", "torchvision"))
-        return Hypothesis(LAYOUTS["chenyaofo"], first), Hypothesis(LAYOUTS["torchvision"], second)
-    if question == _ACTIVATION:
-        family, changes = "nanodet", ({"negative_slope": 0.0}, {"negative_slope": 0.1})
-    else:
-        family, changes = "pytorchcv_b", ({"shuffle": "after"}, {"shuffle": "reverse"})
-    layout = LAYOUTS[family]
-    base = fs.preset(family, size, 0)
-    first, second = (Hypothesis(layout, dataclasses.replace(base, **change)) for change in changes)
-    return first, second
+def hypotheses(question: Question, size: float, classes: int) -> list[Hypothesis]:
+    """The two graphs, for a net of the question's own layout; detectors' backbones and pytorchcv's net have no head."""
+    family = next(name for name, other in QUESTIONS.items() if other is question)
+    return list(question.hypotheses(fs.preset(family, size, classes if question is STEM else 0)).values())
 
 
 def train(net: Net, dataset: Dataset) -> dict[str, torch.Tensor]:
@@ -96,7 +82,7 @@ def train(net: Net, dataset: Dataset) -> dict[str, torch.Tensor]:
         x = torch.from_numpy(images.transpose(0, 3, 1, 2))
         if net.side != x.shape[-1]:
             x = F.interpolate(x, size=(net.side, net.side), mode="bilinear", antialias=True)
-        output = _features(reference, x)
+        output = reference(x)
         scores = head(output) if head else output
         loss = F.cross_entropy(scores, torch.from_numpy(dataset.train_labels[chosen]).long())
         optimizer.zero_grad()
@@ -104,11 +90,6 @@ def train(net: Net, dataset: Dataset) -> dict[str, torch.Tensor]:
         optimizer.step()
         schedule.step()
     return reference.state_dict()
-
-
-def _features(reference: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    output = reference(images)
-    return output.mean((2, 3)) if output.ndim == 4 else output
 
 
 def measure(data_dir: Path | None) -> Iterator[dict[str, Any]]:
@@ -120,8 +101,8 @@ def measure(data_dir: Path | None) -> Iterator[dict[str, Any]]:
         if net.dataset in datasets:
             trained = train(net, datasets[net.dataset])
             name = f"{net.dataset}, {net.side}x{net.side}, size {net.size}, {net.steps} steps"
-            yield _row(name, net.question, net.question[net.truth], trained, net.size, 10)
-    for question in (_STEM, _ACTIVATION, _SHUFFLE):
+            yield _row(name, net.question, list(net.question.graphs)[net.truth], trained, net.size, 10)
+    for question in QUESTIONS.values():
         first = hypotheses(question, 0.5, 10)[0]
         torch.manual_seed(0)
         fresh = first.layout.build_reference(first.architecture)
@@ -131,19 +112,18 @@ def measure(data_dir: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def _row(
-    name: str, question: tuple[str, str], truth: str, tensors: dict[str, torch.Tensor], size: float, classes: int
+    name: str, question: Question, truth: str, tensors: dict[str, torch.Tensor], size: float, classes: int
 ) -> dict[str, Any]:
     first, second = hypotheses(question, size, classes)
-    where = evidence.AFTER_THE_STEM if question == _STEM else evidence.AFTER_A_SHUFFLE
-    found = evidence.weigh(first, second, tensors, where)
+    found = evidence.weigh(first, second, tensors, question.where)
     says = None if found is None else found.says
     return {
-        "question": " or ".join(question),
+        "question": " or ".join(question.graphs),
         "net": name,
         "truth": truth,
         "place": None if found is None else found.place,
         "explained": None if found is None else found.explained,
-        "says": "undecided" if says is None else question[says],
+        "says": "undecided" if says is None else list(question.graphs)[says],
     }
 
 

@@ -17,7 +17,7 @@ from benchmarks.report import installed_versions
 from convert import api
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
-from convert.select import Stem
+from convert.open_choices import Stem
 from convert.verify import FLOAT32_BAR, FLOAT64_BAR
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.weights import flat_arrays, to_bytes

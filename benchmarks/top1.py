@@ -18,7 +18,7 @@ from benchmarks.report import installed_versions
 from convert import api
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
-from convert.select import Stem
+from convert.open_choices import Stem
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import data
 from flax_shufflenet.training.config import TrainingError

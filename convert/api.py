@@ -18,6 +18,7 @@ from convert.open_choices import Activation, Shuffle, Stem
 from convert.read import Source, read
 from convert.report import Report
 from convert.select import Net, find_net
+from convert.tensors import has_plain_bytes
 from convert.verify import Proof, verify
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
@@ -79,14 +80,9 @@ def as_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
         return read(source)
     digest = hashlib.sha256()
     for name, value in source.items():
-        if torch.is_tensor(value) and _has_plain_bytes(value):
+        if torch.is_tensor(value) and has_plain_bytes(value):
             digest.update(str(name).encode() + _bits(value.detach()).numpy().tobytes())
     return Source(Path("state_dict"), digest.hexdigest(), "in memory", source, {})
-
-
-def _has_plain_bytes(tensor: torch.Tensor) -> bool:
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    return plain and not tensor.is_complex() and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def convert_source(
@@ -116,7 +112,6 @@ def convert_source(
             backbone=backbone,
             key=key,
         )
-        mapping.check_names_and_shapes(net.layout, net.architecture, net.tensors)
         arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
         metadata = _origin_metadata(net)
         _check_round_trip(net, arrays, metadata)

@@ -7,6 +7,7 @@ LeakyReLU, a shuffle) changes them. Both graphs are run in train mode, on images
 means are placed on the line between the means that the two graphs predict.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -72,7 +73,8 @@ def weigh(first: Hypothesis, second: Hypothesis, tensors: Mapping[str, torch.Ten
     if not (np.isfinite(mean).all() and np.isfinite(var).all()) or (np.all(mean == 0) and np.all(var == 1)):
         return None
     deviation = np.sqrt(np.maximum(var, 0) + first.architecture.bn_epsilon)
-    predicted = [_predicted_mean(hypothesis, tensors, where) / deviation for hypothesis in (first, second)]
+    images = torch.from_numpy(natural_images(_IMAGES, _SIDE).transpose(0, 3, 1, 2))
+    predicted = [_predicted_mean(hypothesis, tensors, where, images) / deviation for hypothesis in (first, second)]
     stored = mean / deviation
     line, from_first = predicted[1] - predicted[0], stored - predicted[0]
     if not np.isfinite(line).all() or not line.any() or not stored.any():
@@ -86,8 +88,10 @@ class _SeenEnoughError(Exception):
     """Ends a forward pass."""
 
 
-def _predicted_mean(hypothesis: Hypothesis, tensors: Mapping[str, torch.Tensor], where: str) -> np.ndarray:
-    """Of what the batch normalisation ``where`` gets in train mode, for each channel."""
+def _predicted_mean(
+    hypothesis: Hypothesis, tensors: Mapping[str, torch.Tensor], where: str, images: torch.Tensor
+) -> np.ndarray:
+    """Of what the batch normalisation ``where`` gets in train mode for ``images`` [n, 3, h, w], for each channel."""
     layout, architecture = hypothesis
     with torch.device("meta"):  # no first weights, which would be drawn and thrown away
         net = layout.build_reference(architecture)
@@ -102,11 +106,8 @@ def _predicted_mean(hypothesis: Hypothesis, tensors: Mapping[str, torch.Tensor],
         raise _SeenEnoughError
 
     net.get_submodule(name).register_forward_pre_hook(see)
-    try:
-        with torch.no_grad():
-            net(torch.from_numpy(natural_images(_IMAGES, _SIDE).transpose(0, 3, 1, 2)))
-    except _SeenEnoughError:
-        pass
+    with torch.no_grad(), contextlib.suppress(_SeenEnoughError):
+        net(images)
     return seen[0]
 
 

@@ -37,7 +37,7 @@ def run(options: "Options") -> None:
     """
     for path in (options.report, options.plot, options.output):
         _refuse_overwriting(path, options.force)
-    _check_files_differ(options)
+    _check_files_differ(options, options.output)
     source = read(options.file)
     if ARCHITECTURE_KEY in source.metadata:
         _from_flax(source, options)
@@ -49,8 +49,7 @@ def _from_torch(source: Source, options: "Options") -> None:
     output = options.output or _beside(source.path, f".{options.to}.pt" if options.to else ".safetensors")
     if output.suffix == onnx_file.ENDING:
         raise ConvertError(f"{output}: ONNX is made from a Flax net; convert {source.path} to .safetensors first")
-    _check_ending(output, to_torch=options.to is not None)
-    _refuse_overwriting(output, options.force)
+    _check_output(output, options, to_torch=options.to is not None)
     images = None if options.images is None else read_images(options.images)
     conversion = api.convert_source(
         source,
@@ -83,8 +82,7 @@ def _from_flax(source: Source, options: "Options") -> None:
         onnx_file.require_packages()
     elif options.size is not None:
         raise ConvertError(f"{output}: --size is for .onnx files, leave it out")
-    _check_ending(output, to_torch=True)
-    _refuse_overwriting(output, options.force)
+    _check_output(output, options, to_torch=True)
     images = None if options.images is None else read_images(options.images)
     try:
         architecture, arrays = _read_flax(source)
@@ -180,8 +178,11 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_suffix(f".flax{ending}") if output == path else output
 
 
-def _check_ending(output: Path, *, to_torch: bool) -> None:
-    """A name that says another format than the file has would be opened by the wrong program."""
+def _check_output(output: Path, options: "Options", *, to_torch: bool) -> None:
+    """The output's name, given or by default. One that says another format than the file has would be opened by the
+    wrong program."""
+    _check_files_differ(options, output)
+    _refuse_overwriting(output, options.force)
     ending = output.suffix.lower()
     if to_torch and ending == ".safetensors":
         raise ConvertError(f"{output}: a PyTorch state_dict is written with torch.save; end its name in .pt")
@@ -192,11 +193,11 @@ def _check_ending(output: Path, *, to_torch: bool) -> None:
         )
 
 
-def _check_files_differ(options: "Options") -> None:
+def _check_files_differ(options: "Options", output: Path | None) -> None:
     """Raises:
-    ConvertError: two of the files that the options name are one.
+    ConvertError: two of the files of a run are one.
     """
-    named = {"the input": options.file, "the output": options.output}
+    named = {"the input": options.file, "the output": output}
     named |= {"--report": options.report, "--plot": options.plot}
     seen: dict[str, str] = {}
     for what, path in named.items():

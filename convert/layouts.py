@@ -74,21 +74,25 @@ class Layout:
         numbers = {"block": block, "unit": block + 1, "before": block - 1, "index": index}
         return self.root + name.format(stage=stage + self.first_stage, odd=2 * stage + 1, even=2 * stage + 2, **numbers)
 
+    def blocks(self, stage_blocks: tuple[int, ...]) -> Iterator[tuple[int, int, str]]:
+        """(stage, block in the stage, PyTorch's name) of every block; block 0 is the stage's down block."""
+        index = 0
+        for stage, blocks in enumerate(stage_blocks):
+            for block in range(blocks + 1):
+                yield stage, block, self.block_name(stage, block, index)
+                index += 1
+
     def parts(self, stage_blocks: tuple[int, ...], *, with_last: bool) -> Iterator[Part]:
         """Every part of a net with so many basic blocks in its stages, from the images to the features.
 
         ``with_last``: the last convolution is one of them.
         """
         yield Part("stem", self.root + self.stem[0], self.root + self.stem[1])
-        index = 0
-        for stage, blocks in enumerate(stage_blocks):
-            for block in range(blocks + 1):
-                branches = {"branch": self.branch} if block else {"left": self.left, "right": self.right}
-                name = self.block_name(stage, block, index)
-                for branch, units in branches.items():
-                    for number, (conv, bn) in enumerate(units):
-                        yield Part(f"stages.{stage}.{block}.{branch}.{number}", f"{name}.{conv}", f"{name}.{bn}")
-                index += 1
+        for stage, block, name in self.blocks(stage_blocks):
+            branches = {"branch": self.branch} if block else {"left": self.left, "right": self.right}
+            for branch, units in branches.items():
+                for number, (conv, bn) in enumerate(units):
+                    yield Part(f"stages.{stage}.{block}.{branch}.{number}", f"{name}.{conv}", f"{name}.{bn}")
         if with_last:
             assert self.last is not None
             yield Part("last", self.root + self.last[0], self.root + self.last[1])

@@ -1,7 +1,7 @@
 """Choices that a checkpoint's names and shapes leave open: as given, as its running statistics say, or as assumed."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ Stem = Literal["cifar", "imagenet"]
 Activation = Literal["relu", "leaky_relu"]
 Shuffle = Literal["after", "reverse"]
 
-NANODETS_SLOPE = family_fields("nanodet")["negative_slope"]
+_NANODETS_SLOPE = family_fields("nanodet")["negative_slope"]
 
 
 class Assumption(NamedTuple):
@@ -29,38 +29,59 @@ class Assumption(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A choice between two graphs. ``described`` are the two, in the report's words, under the option's values."""
+    """A choice between two graphs; the dictionaries have the option's two values, in the same order."""
 
     option: str
     subject: str
     """What the report calls it."""
     described: dict[str, str]
+    """In the report's words."""
+    graphs: dict[str, tuple[str, dict[str, Any]]]
+    """The layout of each, and the fields of the architecture that are its own."""
     risk: str
     where: str
     """The 1x1 convolution whose means tell the two apart, by its Flax name."""
 
+    def hypotheses(self, architecture: Architecture) -> dict[str, Hypothesis]:
+        """Both graphs, for a net of this architecture but for the choice."""
+        return {
+            choice: Hypothesis(LAYOUTS[layout], dataclasses.replace(architecture, **fields))
+            for choice, (layout, fields) in self.graphs.items()
+        }
 
-_STEM = Question(
+
+STEM = Question(
     "stem",
     "stem",
     {"cifar": "cifar (stride 1)", "imagenet": "imagenet (stride 2 and a max-pool)"},
+    {
+        "cifar": ("chenyaofo", {"stem_stride": 1, "stem_pool": False}),
+        "imagenet": ("torchvision", {"stem_stride": 2, "stem_pool": True}),
+    },
     "the wrong stem ruins the accuracy",
     evidence.AFTER_THE_STEM,
 )
-_ACTIVATION = Question(
+ACTIVATION = Question(
     "activation",
     "rectifier",
-    {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {NANODETS_SLOPE:g}"},
+    {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {_NANODETS_SLOPE:g}"},
+    {
+        "relu": ("nanodet", {"negative_slope": 0.0}),
+        "leaky_relu": ("nanodet", {"negative_slope": _NANODETS_SLOPE}),
+    },
     "the wrong one costs accuracy",
     evidence.AFTER_A_SHUFFLE,
 )
-_SHUFFLE = Question(
+SHUFFLE = Question(
     "shuffle",
     "shuffle",
     {"after": "the first half with the second", "reverse": "the other way round"},
+    {choice: ("pytorchcv_b", {"shuffle": choice}) for choice in ("after", "reverse")},
     "the wrong one ruins the accuracy",
     evidence.AFTER_A_SHUFFLE,
 )
+QUESTIONS = {"chenyaofo": STEM, "nanodet": ACTIVATION, "pytorchcv_b": SHUFFLE}
+"""By the layout that the names tell."""
 
 
 def decide(
@@ -87,32 +108,23 @@ def decide(
     """
     architecture = infer_architecture(layout, tensors)
     check_names_and_shapes(layout, architecture, tensors)
-    own = Hypothesis(layout, architecture)
-    if layout.name == "chenyaofo":
-        other = LAYOUTS["torchvision"]
-        hypotheses = {"cifar": own, "imagenet": Hypothesis(other, infer_architecture(other, tensors))}
-        question, given, assumption = _STEM, stem, _assumed_stem(architecture.num_classes)
-    elif layout.name == "nanodet":
-        slopes = {"relu": 0.0, "leaky_relu": NANODETS_SLOPE}
-        hypotheses = {
-            name: Hypothesis(layout, dataclasses.replace(architecture, negative_slope=slope))
-            for name, slope in slopes.items()
-        }
-        question, given = _ACTIVATION, activation
-        assumption = _assumed_activation(in_detector or bool(architecture.last_width))
-    elif layout.name == "pytorchcv_b":
-        hypotheses = {
-            name: Hypothesis(layout, dataclasses.replace(architecture, shuffle=name)) for name in ("after", "reverse")
-        }
-        question, given = _SHUFFLE, shuffle
-        assumption = Assumption("after", "as in the published nets (reverse is shuffle_group_first=False)", None)
-    else:
+    question = QUESTIONS.get(layout.name)
+    if question is None:
         return layout, architecture, []
-    if question is _STEM and module_stem is not None:
+    hypotheses = question.hypotheses(architecture)
+    if question is STEM:
+        given, assumption = stem, _assumed_stem(architecture.num_classes)
+    elif question is ACTIVATION:
+        given, assumption = activation, _assumed_activation(in_detector or bool(architecture.last_width))
+    else:
+        given = shuffle
+        assumption = Assumption("after", "as in the published nets (reverse is shuffle_group_first=False)", None)
+    if question is STEM and module_stem is not None:
         choice, reason = module_stem, "as the module has it"
     else:
         first, second = hypotheses.values()
-        choice, reason = _choose(question, given, assumption, evidence.weigh(first, second, tensors, question.where))
+        found = evidence.weigh(first, second, tensors, question.where)
+        choice, reason = _choose(question, given, assumption, found)
     chosen = hypotheses[choice]
     return chosen.layout, chosen.architecture, [f"{question.subject}: {question.described[choice]}, {reason}"]
 

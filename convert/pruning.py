@@ -4,8 +4,7 @@ import torch
 
 from convert.errors import ConvertError
 from convert.mapping import Tensors
-
-_MAX_SHARING = 8
+from convert.tensors import check_sharing, has_plain_bytes
 
 
 def masked_names(tensors: Tensors) -> list[str]:
@@ -27,13 +26,7 @@ def apply_masks(tensors: Tensors) -> tuple[dict[str, torch.Tensor], str | None]:
     sources = [tensors[f"{name}_{kind}"] for name in names for kind in ("orig", "mask")]
     for name in names:
         _check(name, tensors[f"{name}_orig"], tensors[f"{name}_mask"])
-    # A product has memory of its own, so a few bytes that many tensors share must not grow without bound.
-    claimed = sum(tensor.nbytes for tensor in sources)
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in sources}
-    if claimed > _MAX_SHARING * sum(stored.values()):
-        raise ConvertError(
-            f"pruned tensors of {claimed:,} bytes share {sum(stored.values()):,}; save a clone() of each tensor"
-        )
+    check_sharing(sources, "pruned tensors")  # a product has memory of its own
     products, zeros, count = {}, 0, 0
     for name in names:
         original, mask = tensors[f"{name}_orig"].detach(), tensors[f"{name}_mask"]
@@ -46,10 +39,8 @@ def apply_masks(tensors: Tensors) -> tuple[dict[str, torch.Tensor], str | None]:
 
 
 def _check(name: str, original: torch.Tensor, mask: torch.Tensor) -> None:
-    for tensor in (original, mask):
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.is_complex() or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ConvertError(f"{name}_orig and {name}_mask have to be plain tensors on the CPU; save clones of them")
+    if not (has_plain_bytes(original) and has_plain_bytes(mask)):
+        raise ConvertError(f"{name}_orig and {name}_mask have to be plain tensors on the CPU; save clones of them")
     if original.shape != mask.shape:
         raise ConvertError(
             f"{name}_orig has shape {list(original.shape)} and {name}_mask {list(mask.shape)}; the file is damaged"

@@ -15,12 +15,12 @@ from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
 from convert.open_choices import Activation, Shuffle, Stem, decide
 from convert.pruning import apply_masks
+from convert.tensors import check_sharing
 from convert.whole_modules import WholeModule
 from flax_shufflenet import Architecture
 
 _MAX_DEPTH = 8
 _MAX_NETS = 100
-_MAX_SHARING = 8
 
 # Counters that profilers and averaging leave among a net's buffers.
 _BYSTANDERS = ("total_ops", "total_params", "n_averaged")
@@ -301,13 +301,9 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
 def _is_inside(name: str, candidate: _Candidate, architecture: Architecture) -> bool:
     """Whether a tensor stands under a name of the stem, of a stage, of one of its blocks or of the last convolution."""
     layout, own_name = candidate.layout, name.removeprefix(candidate.prefix)
-    parts = [part.conv.removeprefix(layout.root) for part in layout.parts_of(architecture)]
-    parts += [part.bn.removeprefix(layout.root) for part in layout.parts_of(architecture)]
-    index, blocks = 0, []
-    for stage, count in enumerate(architecture.stage_blocks):
-        for block in range(count + 1):
-            blocks.append(layout.block_name(stage, block, index).removeprefix(layout.root))
-            index += 1
+    units = [name for part in layout.parts_of(architecture) for name in (part.conv, part.bn)]
+    parts = [unit.removeprefix(layout.root) for unit in units]
+    blocks = [block.removeprefix(layout.root) for _, _, block in layout.blocks(architecture.stage_blocks)]
     stages = {parent for block in blocks if (parent := block.rpartition(".")[0])}
     around = {parent for part in parts if (parent := part.rpartition(".")[0])}
     return any(own_name.startswith(f"{module}.") for module in {*parts, *blocks, *stages, *around})
@@ -378,13 +374,7 @@ def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         problems.append("some weights are float64 and others are not; make them all one dtype")
     if problems:
         raise ConvertError(listing(problems))
-    # Each tensor gets memory of its own, so a few bytes that many tensors share must not grow without bound.
-    claimed = sum(tensor.nbytes for tensor in tensors.values())
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
-    if claimed > _MAX_SHARING * sum(storages.values()):
-        raise ConvertError(
-            f"tensors of {claimed:,} bytes share {sum(storages.values()):,}; save a clone() of each tensor"
-        )
+    check_sharing(tensors.values(), "tensors")
     return {
         name: tensor.detach().long() if _is_count(name) else tensor.detach().contiguous()
         for name, tensor in tensors.items()

@@ -5,6 +5,8 @@ torchvision's graph, but the stem's max-pool starts at the first pixel and its l
 pooling is of fixed size. Its widths at 1.5 and 2.0 scale the last convolution too.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from torch import nn
@@ -12,7 +14,16 @@ from torch import nn
 from torch_ref import torchvision
 from torch_ref.seed import Config, ShuffleBlock, SplitBlock, config_of
 
-__all__ = ["BasicBlock", "ConvBN", "DownBlock", "InitBlock", "ShuffleNetV2", "average_pool_7x7", "configs"]
+__all__ = [
+    "BasicBlock",
+    "ConvBN",
+    "DownBlock",
+    "InitBlock",
+    "ShuffleNetV2",
+    "average_pool_7x7",
+    "build_features",
+    "configs",
+]
 
 _LAST_CHANNELS = {0.5: 1024, 1.0: 1024, 1.5: 1553, 2.0: 2153}
 configs: dict[float, Config] = {
@@ -120,6 +131,32 @@ class DownBlock(_Right):
         return self.shuffle(torch.cat([left, self.right(x)], 1))
 
 
+def build_features(
+    init_block: nn.Module,
+    stem_channels: int,
+    config: Config,
+    down_block: Callable[[int, int], nn.Module],
+    basic_block: Callable[[int], nn.Module],
+) -> nn.Sequential:
+    """What stands before the pooling, under pytorchcv's names: [N, 3, H, W] -> [N, last, H', W'].
+
+    ``down_block`` makes a stage's first unit of the channels before and in the stage, ``basic_block`` the others.
+    """
+    *stage_channels, last_channels = config["out_channels"]
+    features = nn.Sequential()
+    features.add_module("init_block", init_block)
+    in_channels = stem_channels
+    for number, (out_channels, blocks) in enumerate(zip(stage_channels, config["num_blocks"], strict=True), 1):
+        stage = nn.Sequential()
+        stage.add_module("unit1", down_block(in_channels, out_channels))
+        for unit in range(2, blocks + 2):
+            stage.add_module(f"unit{unit}", basic_block(out_channels))
+        features.add_module(f"stage{number}", stage)
+        in_channels = out_channels
+    features.add_module("final_block", ConvBN(in_channels, last_channels, 1))
+    return features
+
+
 class ShuffleNetV2(nn.Module):
     """pytorchcv's net: [N, 3, 224, 224] -> [N, num_classes], class scores before the softmax.
 
@@ -147,20 +184,14 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         if config is None:
             config = config_of(net_size, configs)
-        *stage_channels, last_channels = config["out_channels"]
-
-        self.features = nn.Sequential()
-        self.features.add_module("init_block", InitBlock(stem_channels, ceil=True))
-        in_channels = stem_channels
-        for number, (out_channels, blocks) in enumerate(zip(stage_channels, config["num_blocks"], strict=True), 1):
-            stage = nn.Sequential()
-            stage.add_module("unit1", DownBlock(in_channels, out_channels))
-            for unit in range(2, blocks + 2):
-                stage.add_module(f"unit{unit}", BasicBlock(out_channels, split_ratio))
-            self.features.add_module(f"stage{number}", stage)
-            in_channels = out_channels
-        self.features.add_module("final_block", ConvBN(in_channels, last_channels, 1))
-        self.output = None if num_classes is None else nn.Linear(last_channels, num_classes)
+        self.features = build_features(
+            InitBlock(stem_channels, ceil=True),
+            stem_channels,
+            config,
+            DownBlock,
+            lambda channels: BasicBlock(channels, split_ratio),
+        )
+        self.output = None if num_classes is None else nn.Linear(config["out_channels"][-1], num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = average_pool_7x7(self.features(x))

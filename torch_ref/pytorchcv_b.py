@@ -8,7 +8,7 @@ result. With ``shuffle_group_first=False`` they shuffle the other way round, whi
 import torch
 from torch import nn
 
-from torch_ref.pytorchcv import ConvBN, InitBlock, average_pool_7x7, configs
+from torch_ref.pytorchcv import ConvBN, InitBlock, average_pool_7x7, build_features, configs
 from torch_ref.seed import Config, ShuffleBlock, SplitBlock, config_of
 
 __all__ = ["BasicBlock", "DownBlock", "ShuffleNetV2", "configs"]
@@ -86,22 +86,19 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         if config is None:
             config = config_of(net_size, configs)
-        *stage_channels, last_channels = config["out_channels"]
 
-        self.features = nn.Sequential()
-        self.features.add_module("init_block", InitBlock(stem_channels, ceil=False))
-        in_channels = stem_channels
-        for number, (out_channels, blocks) in enumerate(zip(stage_channels, config["num_blocks"], strict=True), 1):
+        def groups(channels: int) -> int:
             # To interleave half of the channels with the other half is the reverse of interleaving pairs.
-            groups = 2 if shuffle == "after" else out_channels // 2
-            stage = nn.Sequential()
-            stage.add_module("unit1", DownBlock(in_channels, out_channels, groups))
-            for unit in range(2, blocks + 2):
-                stage.add_module(f"unit{unit}", BasicBlock(out_channels, split_ratio, groups))
-            self.features.add_module(f"stage{number}", stage)
-            in_channels = out_channels
-        self.features.add_module("final_block", ConvBN(in_channels, last_channels, 1))
-        self.output = None if num_classes is None else nn.Linear(last_channels, num_classes)
+            return 2 if shuffle == "after" else channels // 2
+
+        self.features = build_features(
+            InitBlock(stem_channels, ceil=False),
+            stem_channels,
+            config,
+            lambda before, channels: DownBlock(before, channels, groups(channels)),
+            lambda channels: BasicBlock(channels, split_ratio, groups(channels)),
+        )
+        self.output = None if num_classes is None else nn.Linear(config["out_channels"][-1], num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = average_pool_7x7(self.features(x))

@@ -52,12 +52,6 @@ def info() -> Info:
     return Info(True, instructions, "")
 
 
-@cache
-def usable() -> bool:
-    """Whether the engine runs."""
-    return info().engine
-
-
 class _UnusableError(Exception):
     """The engine cannot be used; the message says why, in a few words."""
 
@@ -108,7 +102,7 @@ def applies(*arrays: Array) -> bool:
     known = dtypes in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.float64)})
     sizes = [size for array in arrays for size in array.shape]  # some are symbols in a program for any of them
     known = known and all(isinstance(size, int) and size for size in sizes)
-    return known and jax.sharding.get_abstract_mesh().empty and usable()
+    return known and jax.sharding.get_abstract_mesh().empty and info().engine
 
 
 def operation(name: str, reference: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
