@@ -1,9 +1,10 @@
 """Parity, speed and memory on the accelerator that JAX finds first: ``python -m benchmarks.accelerator``.
 
-Five parts. ``parity``: the tests of whole nets, run there; ``train`` and ``forward``: this project, stock Flax and
+Six parts. ``parity``: the tests of whole nets, run there; ``train`` and ``forward``: this project, stock Flax and
 PyTorch in turn; ``training``: a whole run on the digits, and an epoch of random images from the device's memory;
-``depthwise``: depthwise convolutions alone, against the time to move their bytes. What is not installed is skipped,
-and said. All that was measured goes to one JSON file, after each part.
+``depthwise``: depthwise convolutions alone, against the time to move their bytes; ``profile``: the train step's
+kernels, largest first. What is not installed is skipped, and said. All that was measured goes to one JSON file, each
+row as it comes.
 
 Exit codes: 0 done, 2 the command line is wrong, 1 a part failed; the others are then still run.
 """
@@ -14,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -52,28 +52,28 @@ def main() -> int:
             report |= session.describe()
             console.print(tables.heading(report))
             for name in arguments.parts:
-                _run_part(name, session, report, console)
-                arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+                _run_part(name, session, report, console, arguments.json)
         finally:
             session.stop()
     return 1 if report["failures"] else 0
 
 
-def _run_part(name: str, session: parts.Session, report: dict, console: Console) -> None:
+def _run_part(name: str, session: parts.Session, report: dict, console: Console, json_file: Path) -> None:
     started = time.monotonic()
-    measure: Callable[[parts.Session], Sequence[dict]] = parts.PARTS[name]
+    rows: list[dict] = []
     try:
-        rows = measure(session)
+        for row in parts.PARTS[name](session):
+            rows.append(row)
+            if "failure" in row:
+                report["failures"][f"{name}, {row['name']}"] = row["failure"]
+            report["parts"][name] = {"rows": rows, "seconds": time.monotonic() - started}
+            json_file.write_text(json.dumps(report, indent=1) + "\n")
     except (WorkerError, OSError, RuntimeError) as error:
         report["failures"][name] = str(error)
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
         print(f"benchmarks.accelerator: {name}: {error}", file=sys.stderr)
-        return
-    report["parts"][name] = {"rows": rows, "seconds": time.monotonic() - started}
     console.print(tables.table(name, rows))
     console.print(f"{name}: {time.monotonic() - started:.0f} s", style="dim")
-    for row in rows:
-        if "failure" in row:
-            report["failures"][f"{name}, {row['name']}"] = row["failure"]
 
 
 if __name__ == "__main__":

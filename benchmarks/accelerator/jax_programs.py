@@ -1,6 +1,5 @@
 """JAX's side: this project's net and one of stock Flax layers, compiled for the device that JAX finds first."""
 
-import collections
 import re
 import time
 from functools import partial
@@ -13,17 +12,15 @@ from flax import nnx
 
 import flax_shufflenet as fs
 from benchmarks.accelerator.workers import Program, seconds_each
-from benchmarks.case import CLASSES, IMAGE_SIDE, Case
+from benchmarks.case import CLASSES, Case
+from benchmarks.convolutions import count_convolutions
+from benchmarks.input_path import random_dataset
 from benchmarks.jax_steps import make_forward, make_training
 from benchmarks.stock_flax import with_weights_of
 from flax_shufflenet import kernels
 from flax_shufflenet.functional import split
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.program import Program as Training
-
-_CONVOLUTION = re.compile(r" convolution\(|custom_call_target=\"(__cudnn\$conv\w+)\"")
-_GROUPS = re.compile(r"feature_group_count=(\d+)")
 
 _prepared: list[Program] = []
 
@@ -98,42 +95,14 @@ def _figures(compiled: Any) -> dict[str, Any]:
     }
 
 
-def count_convolutions(program: str) -> dict[str, int]:
-    """The convolutions in a program's optimised HLO: who computes them, and how many of them are in groups.
-
-    "cudnn forward, 1 group" and the like for calls of cuDNN, "XLA" for those that XLA compiles itself.
-    """
-    counts: collections.Counter[str] = collections.Counter()
-    for line in program.splitlines():
-        if found := _CONVOLUTION.search(line):
-            groups = _GROUPS.search(line)
-            grouped = "depthwise" if groups and int(groups[1]) > 1 else "dense"
-            counts[f"{(found[1] or 'XLA').removeprefix('__cudnn$')}, {grouped}"] += 1
-    return dict(sorted(counts.items()))
-
-
 def turn(budget: float) -> float:
     """Seconds of one repetition of the prepared program."""
     return seconds_each(_prepared[-1], budget)
 
 
-def epoch(size: float, batch: int, dtype: str, count: int) -> dict[str, float]:
-    """One epoch of training as ``train.py`` runs it, on ``count`` random images that lie on the device."""
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (count, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
-    labels = random.integers(0, CLASSES, count, np.int32)
-    dataset = Dataset(
-        name="random",
-        source="random",
-        train_images=images,
-        train_labels=labels,
-        test_images=images[: 2 * batch],
-        test_labels=labels[: 2 * batch],
-        class_names=tuple(map(str, range(CLASSES))),
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        flip=True,
-    )
+def epoch(size: float, batch: int, dtype: str) -> dict[str, float]:
+    """One epoch of training as ``train.py`` runs it, on 50,000 random images that lie on the device."""
+    dataset = random_dataset()
     model = fs.ShuffleNetV2(fs.seed(size, CLASSES), dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     training = Training(model, Config(net_size=size, batch_size=batch, epochs=3), dataset)
     started = time.perf_counter()
@@ -168,16 +137,31 @@ def products_flops_per_second(side: int, dtype: str) -> float:
 
 
 def depthwise(shape: tuple[int, int, int, int], stride: int, dtype: str, budget: float) -> dict[str, float]:
-    """Seconds of a depthwise 3x3 convolution [n h w c] and its two gradients, as the net computes them."""
+    """Seconds of a depthwise 3x3 convolution [n h w c] and its two gradients, as the net computes them; and of the
+    kernel gradient in two other ways, since in float32 cuDNN is slow at it where 4 does not divide the channels."""
     c = shape[-1]
     random = np.random.default_rng(0)
     conv = partial(kernels.conv2d, stride=stride, groups=c)
     x, kernel = (jnp.asarray(random.standard_normal(s, np.float32), jnp.dtype(dtype)) for s in (shape, (3, 3, 1, c)))
     dy = jax.jit(conv)(x, kernel) * 2
+
+    def padded_kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        x, kernel, dy = (jnp.pad(array, [(0, 0)] * 3 + [(0, -c % 4)]) for array in (x, kernel, dy))
+        padded = partial(kernels.conv2d, x, stride=stride, groups=x.shape[-1])
+        return jax.vjp(padded, kernel)[1](dy)[0][..., :c]
+
+    def nine_sums(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+        rows, columns = (slice(dy.shape[axis] * stride) for axis in (1, 2))
+        taps = [x[:, i:, j:][:, rows, columns][:, ::stride, ::stride] for i in range(3) for j in range(3)]
+        return jnp.stack([jnp.sum(tap * dy, (0, 1, 2), dtype=jnp.float32) for tap in taps]).reshape(kernel.shape)
+
     works = {
         "forward": lambda x, kernel, dy: conv(x, kernel),
         "input gradient": lambda x, kernel, dy: jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0],
         "kernel gradient": lambda x, kernel, dy: jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](dy)[0],
+        "kernel gradient, channels padded to fours": padded_kernel_gradient,
+        "kernel gradient, nine sums": nine_sums,
     }
     return {
         name: seconds_each(_Repeated(jax.jit(work).lower(x, kernel, dy).compile(), None, (x, kernel, dy)), budget)

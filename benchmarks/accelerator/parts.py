@@ -1,7 +1,8 @@
-"""What is measured: each part returns rows, which are what its table and the JSON file show."""
+"""What is measured: each part yields rows, which are what its table and the JSON file show."""
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -10,6 +11,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from threading import Semaphore
 from typing import Any, NamedTuple
@@ -27,10 +29,11 @@ Row = dict[str, Any]
 
 _JAX, _TORCH = "benchmarks.accelerator.jax_programs", "benchmarks.accelerator.torch_programs"
 # XLA times convolutions while it compiles: with too many at once it would choose by chance.
-_COMPILING_AT_ONCE = 3
-_TURN_SECONDS = 0.4
+_COMPILING_AT_ONCE = 4
+_TURN_SECONDS = 0.3
 # Of losses and class scores between any two contenders: TF32 has 11 bits of mantissa, bfloat16 has 8.
 _TOLERANCES = {"float32": 0.02, "bfloat16": 0.1}
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 _DIGITS_EPOCHS = 20
 
 
@@ -58,7 +61,11 @@ class Session:
         self.has_torch = importlib.util.find_spec("torch") is not None
         self._started = 0
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-        self._jax = self.worker(_JAX)
+        self._jax, self._nets = self.worker(_JAX), self.worker("benchmarks.nets")
+
+    @property
+    def middle_batch(self) -> int:
+        return sorted(self.batches)[len(self.batches) // 2]
 
     def worker(self, module: str) -> Worker:
         self._started += 1
@@ -67,6 +74,19 @@ class Session:
     def jax(self, function: str, *arguments: Any, **options: Any) -> Any:
         """A function of ``jax_programs``, in a process that is always there."""
         return self._jax.call(function, *arguments, **options)
+
+    @cached_property
+    def _device(self) -> dict[str, Any]:
+        return self.jax("describe")
+
+    @property
+    def _on_accelerator(self) -> bool:
+        return self._device["platform"] != "cpu"
+
+    @cached_property
+    def copy_bytes_per_second(self) -> float:
+        """What the device's memory takes and gives in a copy."""
+        return self.jax("copy_bytes_per_second", 2**31 if self._on_accelerator else 2**26)
 
     @contextlib.contextmanager
     def torch(self) -> Iterator[Worker]:
@@ -79,14 +99,13 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """The device and the versions, and what the device can do at most."""
         found = {
-            "device": self.jax("describe"),
+            "device": self._device,
             "versions": installed_versions(),
             "rounds": self.rounds,
             "size": self.size,
         }
-        on_accelerator = found["device"]["platform"] != "cpu"
-        found["copy_bytes_per_second"] = self.jax("copy_bytes_per_second", 2**31 if on_accelerator else 2**26)
-        side = 8192 if on_accelerator else 512
+        found["copy_bytes_per_second"] = self.copy_bytes_per_second
+        side = 8192 if self._on_accelerator else 512
         found["flops_per_second"] = {
             dtype: self.jax("products_flops_per_second", side, dtype) for dtype in ("float32", "bfloat16")
         }
@@ -95,32 +114,49 @@ class Session:
                 found["torch"] = worker.call("describe")
         return found
 
+    def write_nets(self, case: Case) -> None:
+        """The files of weights that the contenders read."""
+        if not case.flax_weights.exists():
+            self._nets.call("write", case, False)
+
     def stop(self) -> None:
         self._jax.stop()
+        self._nets.stop()
+
+
+def _missing(*modules: str) -> str:
+    """Which of them are not installed, as a sentence; empty where all are."""
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def _environment() -> dict[str, str]:
+    """Of commands that are to find the device by themselves."""
+    return {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
 
 
 # --- parity
 
 
-def parity(session: Session) -> list[Row]:
+def parity(session: Session) -> Iterator[Row]:
     """The tests marked ``device`` that hold whole nets to PyTorch in float64 on the CPU, and what they measured."""
-    missing = [name for name in ("pytest", "torch", "beartype") if importlib.util.find_spec(name) is None]
-    if missing:
-        return [{"name": "parity", "skipped": f"not installed: {', '.join(missing)}"}]
+    if missing := _missing("pytest", "torch", "beartype"):
+        yield {"name": "parity", "skipped": missing}
+        return
     file = session.folder / "parity.xml"
     # The workers share the device. Warnings of other versions of the libraries are no failures.
-    workers = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    workers = ["-n", str(min(os.cpu_count() or 1, 12))] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", *workers, "-W", "default", "-o", "junit_family=xunit1"]
     ran = subprocess.run(
         [*command, f"--junitxml={file}", "tests/test_net_parity.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"},
+        env=_environment(),
     )
     if not file.exists():
         raise WorkerError(f"pytest ended with {ran.returncode}: {(ran.stderr or ran.stdout)[-500:]}")
-    return [_test_row(case) for case in ET.parse(file).iter("testcase")]
+    yield from map(_test_row, ET.parse(file).iter("testcase"))
 
 
 def _test_row(case: ET.Element) -> Row:
@@ -136,22 +172,23 @@ def _test_row(case: ET.Element) -> Row:
 # --- speed
 
 
-def train(session: Session) -> list[Row]:
+def train(session: Session) -> Iterator[Row]:
     """A train step at each batch, in float32 and bfloat16; PyTorch is compiled in bfloat16, by autocast."""
-    rows = []
+    architecture = fs.seed(session.size, CLASSES)
     for batch in session.batches:
         case = Case("train", session.size, batch, session.folder)
         entries = [(contender, "float32") for contender in (_PROJECT, _STOCK, _EAGER)]
         entries += [(contender, "bfloat16") for contender in (_PROJECT, _STOCK, _EAGER, _COMPILE)]
         if batch == min(session.batches):  # where starting kernels takes the most of the time
             entries.append((_GRAPHS, "bfloat16"))
-        rows += _race(session, [(contender, dtype, case) for contender, dtype in entries])
-    return rows
+        for row in _race(session, [(contender, dtype, case) for contender, dtype in entries]):
+            moved = traffic.train_step_bytes(architecture, batch, _VALUE_BYTES[row["dtype"]])
+            yield row | {"floor": moved / session.copy_bytes_per_second}
 
 
-def forward(session: Session) -> list[Row]:
+def forward(session: Session) -> Iterator[Row]:
     """Inference of one image, each waited for, and of 256."""
-    return _race(
+    yield from _race(
         session,
         [
             (contender, dtype, Case("infer", session.size, batch, session.folder))
@@ -166,7 +203,7 @@ def _race(session: Session, entries: Sequence[tuple[Contender, str, Case]]) -> l
     """All in turn, in each round; each in a process of its own."""
     entries = [entry for entry in entries if session.has_torch or entry[0].module != _TORCH]
     for case in dict.fromkeys(case for _, _, case in entries):
-        _write_nets(session, case)
+        session.write_nets(case)
     compiling = Semaphore(_COMPILING_AT_ONCE)
     with contextlib.ExitStack() as stack:
 
@@ -201,14 +238,6 @@ def _race(session: Session, entries: Sequence[tuple[Contender, str, Case]]) -> l
     return rows
 
 
-def _write_nets(session: Session, case: Case) -> None:
-    worker = session.worker("benchmarks.nets")
-    try:
-        worker.call("write", case, False)
-    finally:
-        worker.stop()
-
-
 def _compare(rows: Sequence[Row]) -> None:
     """Ratios to this project; and whoever computes something else than it, fails."""
     ours = {(row["batch"], row["dtype"]): row for row in rows if row["name"] == _PROJECT.title and "failure" not in row}
@@ -229,73 +258,79 @@ def _compare(rows: Sequence[Row]) -> None:
 # --- whole trainings
 
 
-def training(session: Session) -> list[Row]:
+def training(session: Session) -> Iterator[Row]:
     """The digits from ``python train.py`` to the saved net, and an epoch of 50,000 random images on the device."""
-    rows = [_digits(session)]
-    for dtype in ("float32", "bfloat16"):
-        for batch in session.batches:
-            row: Row = {"name": f"epoch of 50,000 images, batch {batch}, {dtype}"}
-            with contextlib.suppress(WorkerError):
-                row |= session.jax("epoch", session.size, batch, dtype, 50_000)
-            rows.append(row)
-    return rows
+    yield _digits(session)
+    batch = session.middle_batch  # one is enough: each compiles for half a minute
+    for dtype in _VALUE_BYTES:
+        row: Row = {"name": f"epoch of 50,000 images, batch {batch}, {dtype}"}
+        try:
+            row |= session.jax("epoch", session.size, batch, dtype)
+        except WorkerError as error:
+            row["failure"] = str(error)
+        yield row
 
 
 def _digits(session: Session) -> Row:
     out = session.folder / "digits"
     options = ["--net_size", "0.5", "--dataset", "digits", "--epochs", str(_DIGITS_EPOCHS), "--batch_size", "64"]
     row: Row = {"name": f"python train.py {' '.join(options)}"}
-    missing = [name for name in ("tyro", "sklearn", "orbax") if importlib.util.find_spec(name) is None]
-    if missing:
-        return row | {"skipped": f"not installed: {', '.join(missing)}"}
+    if missing := _missing("tyro", "sklearn", "orbax"):
+        return row | {"skipped": missing}
     command = [sys.executable, "train.py", *options, "--out", str(out), "--no_compilation_cache"]
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment())
     if ran.returncode:
         return row | {"failure": f"exit code {ran.returncode}: {ran.stderr.strip()[-300:]}"}
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return row | {"accuracy": records[-1]["test_accuracy"], "output": ran.stdout.splitlines()[-3:]}
 
 
+# --- kernels
+
+
+def profile(session: Session) -> Iterator[Row]:
+    """The kernels of this project's train step at the middle batch, largest first."""
+    case = Case("train", session.size, session.middle_batch, session.folder)
+    session.write_nets(case)
+    for dtype in _VALUE_BYTES:
+        worker = session.worker("benchmarks.accelerator.profile")
+        try:
+            rows = worker.call("kernels", case, dtype)
+        finally:
+            worker.stop()
+        nothing: Row = {"name": "kernels", "skipped": "the profiler tells no kernels of this device"}
+        yield from (row | {"batch": case.batch, "dtype": dtype} for row in rows or [nothing])
+
+
 # --- depthwise convolutions
 
 
-def depthwise(session: Session) -> list[Row]:
+def depthwise(session: Session) -> Iterator[Row]:
     """Forward pass and both gradients alone, at a batch large enough that starting them costs nothing."""
     architecture = fs.seed(session.size, CLASSES)
     halves = [width // 2 for width in architecture.stage_widths]
     batch = 32 * max(session.batches) // 16
     shapes = [((batch, 32, 32, halves[0]), 2), ((batch, 16, 16, halves[0]), 1), ((batch, 8, 8, halves[1]), 1)]
     shapes.append(((batch, 4, 4, halves[2]), 1))
-    rate = session.jax("copy_bytes_per_second", 2**28)
-    rows = []
-    for dtype in ("float32", "bfloat16"):
-        for shape, stride in shapes:
+    with session.torch() if session.has_torch else contextlib.nullcontext() as worker:
+        for dtype, (shape, stride) in itertools.product(_VALUE_BYTES, shapes):
             found = {"flax_shufflenet": session.jax("depthwise", shape, stride, dtype, 0.15)}
-            if session.has_torch:
-                with session.torch() as worker:
-                    found["PyTorch"] = worker.call("depthwise", shape, stride, dtype, 0.15)
+            if worker is not None:
+                found["PyTorch"] = worker.call("depthwise", shape, stride, dtype, 0.15)
             n, h, w, c = shape
             values = n * c * (h * w + -(-h // stride) * -(-w // stride))
-            floor = values * (4 if dtype == "float32" else 2) / rate
+            floor = values * _VALUE_BYTES[dtype] / session.copy_bytes_per_second
             for work in found["flax_shufflenet"]:
                 row: Row = {"name": f"{work}, {'x'.join(map(str, shape))}, stride {stride}", "dtype": dtype}
-                row |= {side: seconds[work] for side, seconds in found.items()}
-                rows.append(row | {"floor": floor})
-    return rows
+                row |= {side: seconds[work] for side, seconds in found.items() if work in seconds}
+                yield row | {"floor": floor}
 
 
-def step_floor_seconds(session_report: dict, dtype: str, batch: int) -> float:
-    """The time that a train step's traffic takes at the speed of a copy."""
-    architecture = fs.seed(session_report["size"], CLASSES)
-    moved = traffic.train_step_bytes(architecture, batch, 4 if dtype == "float32" else 2)
-    return moved / session_report["copy_bytes_per_second"]
-
-
-PARTS: dict[str, Callable[[Session], list[Row]]] = {
+PARTS: dict[str, Callable[[Session], Iterator[Row]]] = {
     "parity": parity,
     "train": train,
     "forward": forward,
     "training": training,
     "depthwise": depthwise,
+    "profile": profile,
 }

@@ -47,6 +47,7 @@ def _race(row: dict[str, Any]) -> list[str]:
         row["dtype"],
         _number(row, "seconds", 1e-3, 3),
         _number(row, "ratio", 1),
+        _number(row, "floor", 1e-3, 3),
         f"{row['batch'] / row['seconds']:,.0f}",
         _number(row, "memory_bytes", 1e6, 0),
         _number(row, "compile_seconds", 1, 0),
@@ -63,11 +64,16 @@ def _depthwise(row: dict[str, Any]) -> list[str]:
     return [row["dtype"], *(_number(row, name, 1e-6, 0) for name in ("flax_shufflenet", "PyTorch", "floor"))]
 
 
-_RACE = ("batch", "dtype", "ms", "ratio", "images/s", "MB", "compile s", "convolutions")
+def _profile(row: dict[str, Any]) -> list[str]:
+    return [row["dtype"], f"{row['calls']:.0f}", _number(row, "seconds", 1e-6, 0)]
+
+
+_RACE = ("batch", "dtype", "ms", "ratio", "bytes alone ms", "images/s", "MB", "compile s", "convolutions")
 _TABLES = {
     "parity": (("error", "PyTorch's", "ratio"), _parity),
     "train": (_RACE, _race),
     "forward": (_RACE, _race),
     "training": (("images/s", "compile s", "accuracy"), _training),
+    "profile": (("dtype", "calls", "us"), _profile),
     "depthwise": (("dtype", "us", "PyTorch us", "bytes alone us"), _depthwise),
 }
