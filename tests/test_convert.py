@@ -26,7 +26,8 @@ from convert.__main__ import LayoutName
 from convert.across import family_of, rewrite
 from convert.layouts import LAYOUTS
 from convert.origin import Restored, restore_origin
-from convert.verify import verify
+from convert.report import Report
+from convert.verify import _FlaxNet, _Traced, proving_devices, verify
 from flax_shufflenet.weights import flat_arrays
 
 # As many classes as no default has, and for all tests the same, so that nets of one layout share their programs.
@@ -364,3 +365,26 @@ def test_files_that_exist_are_kept_unless_forced(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("arguments", [[], ["net.pt", "--stem", "vgg"], ["net.pt", "--no_such_flag"]])
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_convert(capsys, *arguments).code == 2
+
+
+def test_the_proof_is_made_on_the_cpu_and_on_an_accelerator_at_highest_precision() -> None:
+    """The same CPU stands for both; whatever precision and device the caller's JAX is set to."""
+    tensors = random_state_dict("seed", small_architecture("seed"))
+    (cpu,) = jax.devices("cpu")[:1]
+    architecture = mapping.infer_architecture(LAYOUTS["seed"], tensors)
+    arrays = mapping.to_arrays(LAYOUTS["seed"], architecture, tensors)
+    assert proving_devices()[0].platform == "cpu"
+    with jax.default_matmul_precision("bfloat16"):
+        proof = verify(LAYOUTS["seed"], architecture, tensors, architecture, arrays, devices=[cpu, cpu])
+        traced = _Traced(_FlaxNet(architecture, arrays, np.float32, cpu), np.zeros((1, 32, 32, 3)), with_layers=False)
+    text = traced._lowered.as_text()
+    assert "HIGHEST" in text
+    assert "DEFAULT" not in text
+    assert proof.failure is None
+    assert proof.elsewhere is not None
+    damaged = dataclasses.replace(proof.elsewhere, float64=1e-3, device="NVIDIA H200")
+    assert dataclasses.replace(proof, elsewhere=damaged).failure == (
+        "on NVIDIA H200 the outputs differ by 1.0e-03 in float64"
+    )
+    report = Report("net.pt", "", "PyTorch", "seed", architecture, 1, 1, (), proof)
+    assert sum(line.startswith("float64 ") for line in report.lines()) == 2
