@@ -48,7 +48,7 @@ class Options(ImageOptions):
     """Print one JSON object a line and image."""
 
     classes: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: as the net's file says)")] = None
-    """Text file with the name of one class a line, in the net's order."""
+    """Text file (UTF-8) with the name of one class a line, in the net's order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,11 +102,11 @@ def predict(options: Options) -> int:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        # Notepad and Excel begin a UTF-8 file with a byte-order mark, which is no part of the first name.
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"--classes {path} cannot be read ({getattr(error, 'strerror', None) or 'not text'})"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise OptionError(f"--classes {path} cannot be read ({reason})") from None
 
 
 def _files(images: Sequence[Path]) -> list[Path]:

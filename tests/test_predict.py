@@ -159,6 +159,24 @@ def test_what_is_wrong_is_one_line(several_nets, capsys, monkeypatch, arguments,
     assert said in err[0]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_class_names_are_read_as_windows_writes_them(several_nets, tmp_path, capsys, mark, line_end):
+    names = tmp_path / "names.txt"
+    names.write_bytes(mark + line_end.join([b"ant", "l\u00f6we".encode(), b"red cow", b""]))
+    arguments = (several_nets / "net.safetensors", several_nets / "a.png", "--json", "--classes", names)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert {one["class"] for one in json.loads(out[0])["predictions"]} == {"ant", "l\u00f6we", "red cow"}
+
+
+def test_class_names_in_another_encoding_are_refused(several_nets, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_bytes("ant\r\nbee\r\ncow\r\n".encode("utf-16"))
+    code, _, err = run(capsys, several_nets / "net.safetensors", several_nets / "a.png", "--classes", names)
+    assert (code, err) == (2, [f"predict: --classes {names} cannot be read (not UTF-8 text) (see --help)"])
+
+
 # --- image files
 
 
