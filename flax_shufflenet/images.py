@@ -1,11 +1,12 @@
 """Image files of any kind as pixels: found, decoded by several threads, brought to one size."""
 
 import collections
+import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,14 +23,62 @@ class ImageError(ValueError):
     """A file cannot be read as an image; the message is one line that names it."""
 
 
-def find(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by path; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (name for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
-        found += [Path(parent, name) for name in names]
-    return sorted(found)
+class Found(NamedTuple):
+    """Image files, sorted by path; where each of them really lies; and the folders that cannot be read."""
+
+    paths: list[Path]
+    real_paths: list[str]
+    unreadable: list[ImageError]
+
+
+def find(folder: Path) -> Found:
+    """The image files below a folder; hidden files and folders are passed over.
+
+    Links are followed, wherever they lead, and each real file counts once: by its name with the fewest links on its
+    way, the first in order of several.
+    """
+    waiting = [(0, folder)]
+    visited: set[tuple[int, int]] = set()
+    candidates: list[tuple[int, Path, str]] = []
+    unreadable: list[ImageError] = []
+    while waiting:
+        links, parent = heapq.heappop(waiting)
+        try:
+            status = parent.stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(parent) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            unreadable.append(ImageError(f"{parent}: this folder cannot be read ({error.strerror})"))
+            continue
+        real_parent = os.path.realpath(parent)
+        for entry in entries:
+            path, is_link = Path(entry.path), entry.is_symlink()
+            if _is_folder(entry):
+                heapq.heappush(waiting, (links + is_link, path))
+            elif _is_image_name(entry.name):
+                real = os.path.realpath(path) if is_link else os.path.join(real_parent, entry.name)
+                candidates.append((links + is_link, path, real))
+    path_of: dict[str, Path] = {}
+    for _, path, real in sorted(candidates):
+        path_of.setdefault(real, path)
+    found = sorted((path, real) for real, path in path_of.items())
+    return Found([path for path, _ in found], [real for _, real in found], unreadable)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except PermissionError:  # a link to where one may not look: reading it as a folder then says so
+        return not _is_image_name(entry.name)
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
 
 
 def read(path: Path) -> Image.Image:

@@ -14,6 +14,7 @@ from flax_shufflenet import images, predict
 from flax_shufflenet.pixel_net import of_pixels
 from flax_shufflenet.preprocessing import expected_by
 from tests.command_tools import run_command
+from tests.folder_tools import too_deep
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -62,6 +63,7 @@ def test_a_folder_is_the_models_own_classes_and_probabilities(tmp_path, capsys):
         Image.fromarray(image).save(folder / name)
     (folder / "notes.txt").write_text("not an image")
     (folder / "damaged.jpg").write_bytes(b"\xff\xd8 not much")
+    (folder / "b" / "loop").symlink_to("..", target_is_directory=True)
 
     code, out, err = run(capsys, tmp_path / "net.safetensors", folder, "--json", "--top_k", 3)
     assert code == 1  # for the damaged one
@@ -85,6 +87,14 @@ def test_a_folder_is_the_models_own_classes_and_probabilities(tmp_path, capsys):
     path, name, share, *_ = lines[0].split("\t")
     assert (path, name) == (str(folder / "a.png"), records[0]["predictions"][0]["class"])
     assert float(share) == pytest.approx(records[0]["predictions"][0]["probability"], abs=1e-4)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_predicted(several_nets, tmp_path, capsys):
+    path = too_deep(tmp_path)
+    Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
+    code, out, err = run(capsys, several_nets / "net.safetensors", tmp_path)
+    assert (code, len(out)) == (1, 1)
+    assert err == [f"predict: {path}: this folder cannot be read (File name too long)"]
 
 
 def test_more_images_than_a_batch_keep_their_order(tmp_path, capsys, monkeypatch):

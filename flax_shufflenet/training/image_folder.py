@@ -16,11 +16,12 @@ _AHEAD = 64
 
 
 class ImageFiles(NamedTuple):
-    """The files of one part of a dataset, and the index of each one's class."""
+    """The files of one part of a dataset, where each really lies, and the index of its class."""
 
     folder: Path
     class_names: tuple[str, ...]
     paths: list[Path]
+    real_paths: list[str]
     labels: Int32[np.ndarray, " n"]
 
 
@@ -30,13 +31,15 @@ def load(folder: Path, image_size: int) -> Dataset:
     Mean and standard deviation are those of the training images.
 
     Raises:
-        TrainingError: a part or a class is missing or empty, or an image cannot be read; the message names it.
+        TrainingError: a part or a class is missing or empty, an image is in two classes or both parts by a link, or an
+            image or a folder cannot be read; the message names it.
     """
     train, test = _files_of(_part(folder, "train")), files_to_test(folder)
     for one, other in ((train, test), (test, train)):
         missing = [name for name in one.class_names if name not in other.class_names]
         if missing:
             raise TrainingError(f"{other.folder / missing[0]}: no such folder, but {one.folder} has that class")
+    _check_parts_are_apart(train, test)
     train_images = _decode(train.paths, image_size)
     mean, std = channel_statistics(train_images)
     if min(std) == 0:
@@ -59,7 +62,7 @@ def files_to_test(folder: Path) -> ImageFiles:
     """The files of ``folder/test`` or, where there is none, of ``folder/val``.
 
     Raises:
-        TrainingError: there is neither, or a class is empty.
+        TrainingError: there is neither, a class is empty, an image is in two classes, or a folder cannot be read.
     """
     return _files_of(_part(folder, "test", "val"))
 
@@ -77,10 +80,38 @@ def _files_of(part: Path) -> ImageFiles:
         raise TrainingError(f"{part}: {len(folders)} class folders in it; two are needed at least")
     found = [find(path) for path in folders]
     for path, images in zip(folders, found, strict=True):
-        if not images:
+        if images.unreadable:
+            raise TrainingError(str(images.unreadable[0]))
+        if not images.paths:
             raise TrainingError(f"{path}: no images in it")
-    labels = np.repeat(np.arange(len(folders), dtype=np.int32), [len(images) for images in found])
-    return ImageFiles(part, tuple(path.name for path in folders), [path for images in found for path in images], labels)
+    files = ImageFiles(
+        folder=part,
+        class_names=tuple(path.name for path in folders),
+        paths=[path for images in found for path in images.paths],
+        real_paths=[path for images in found for path in images.real_paths],
+        labels=np.repeat(np.arange(len(folders), dtype=np.int32), [len(images.paths) for images in found]),
+    )
+    _check_one_class_each(files)
+    return files
+
+
+def _check_one_class_each(files: ImageFiles) -> None:
+    """Within a class, a file counts once whatever its links."""
+    names: dict[str, Path] = {}
+    for path, real in zip(files.paths, files.real_paths, strict=True):
+        other = names.setdefault(real, path)
+        if other != path:
+            raise TrainingError(f"{path}: the same file as {other}, by a link, and so in two classes: remove the link")
+
+
+def _check_parts_are_apart(train: ImageFiles, test: ImageFiles) -> None:
+    names = dict(zip(train.real_paths, train.paths, strict=True))
+    for path, real in zip(test.paths, test.real_paths, strict=True):
+        if real in names:
+            raise TrainingError(
+                f"{path}: the same file as {names[real]}, by a link, and nets are not tested on what they learn: "
+                "remove the link"
+            )
 
 
 def _decode(paths: Sequence[Path], image_size: int) -> UInt8[np.ndarray, "n size size 3"]:

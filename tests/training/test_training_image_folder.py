@@ -12,6 +12,7 @@ from flax_shufflenet.training import data
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.description import net_metadata
 from flax_shufflenet.training.evaluation import Evaluation
+from tests.folder_tools import too_deep
 
 
 @pytest.fixture
@@ -102,6 +103,42 @@ def test_what_is_wrong_with_a_folder_is_one_line_that_names_it(folder, tmp_path,
     assert str(raised.value).startswith(f"{place}: ")
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_links_that_run_in_a_circle_add_no_images(folder, tmp_path):
+    before = data.load(str(folder), tmp_path)
+    (folder / "train" / "dark" / "loop").symlink_to(".", target_is_directory=True)
+    (folder / "train" / "dark" / "again.png").symlink_to("1.png")
+    np.testing.assert_array_equal(data.load(str(folder), tmp_path).train_images, before.train_images)
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(folder, tmp_path):
+    path = too_deep(folder / "train" / "dark")
+    with pytest.raises(TrainingError) as raised:
+        data.load(str(folder), tmp_path)
+    assert str(raised.value) == f"{path}: this folder cannot be read (File name too long)"
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "said"),
+    [
+        (
+            "train/dim",
+            "dark",
+            "/train/dim/0.bmp: the same file as {}/train/dark/0.bmp, by a link, and so in two classes",
+        ),
+        ("train/dark/up", "..", "/train/dark/up/bright/0.bmp: the same file as {}/train/bright/0.bmp"),
+        ("test/dark/9.png", "../../train/dark/1.png", "/test/dark/9.png: the same file as {}/train/dark/1.png"),
+    ],
+)
+def test_an_image_that_links_put_into_two_classes_or_parts_is_refused(folder, tmp_path, link, target, said):
+    (folder / link).symlink_to(target)
+    if link == "train/dim":
+        (folder / "test" / "dim").mkdir()
+        Image.new("RGB", (9, 9)).save(folder / "test" / "dim" / "1.png")
+    with pytest.raises(TrainingError) as raised:
+        data.load(str(folder), tmp_path)
+    assert str(raised.value).startswith(f"{folder}{said.format(folder)}")
 
 
 def test_a_mistyped_dataset_and_a_size_without_a_folder_are_refused(tmp_path):
