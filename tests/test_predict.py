@@ -10,7 +10,7 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import images, predict
+from flax_shufflenet import evaluate, export, images, predict
 from flax_shufflenet.pixel_net import of_pixels
 from flax_shufflenet.preprocessing import expected_by
 from tests.command_tools import run_command
@@ -167,6 +167,34 @@ def test_what_is_wrong_is_one_line(several_nets, capsys, monkeypatch, arguments,
     assert out == []
     assert len(err) == 1
     assert said in err[0]
+
+
+@pytest.mark.parametrize("command", [predict, evaluate, export])
+@pytest.mark.parametrize(
+    ("given", "divided"),
+    [
+        (
+            "--mean 123.675 116.28 103.53 --std 58.395 57.12 57.375",
+            "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225",
+        ),
+        ("--mean 103.53 116.28 123.675 --std 1 1 1", "--mean 0.406 0.456 0.485 --std 0.00392157 0.00392157 0.00392157"),
+        ("--mean 127.5 127.5 127.5 --std 0.5 0.5 0.5", "--mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
+        ("--mean 0 0 0 --std 255 255 255", "--mean 0 0 0 --std 1 1 1"),
+        ("--mean 127.5 0 0", "--mean 0.5 0 0"),
+        ("--std 58.395 57.12 57.375", "--std 0.229 0.224 0.225"),
+    ],
+)
+def test_means_and_deviations_of_values_to_255_are_refused_with_those_to_give(
+    several_nets, capsys, command, given, divided
+):
+    images = [several_nets / "a.png"] if command is predict else []
+    code, out, err = run_command(capsys, command, several_nets / "net.safetensors", *images, *given.split())
+    assert (code, out) == (2, "")
+    name = command.__name__.rpartition(".")[2]
+    assert err == [
+        f"{name}: {given}: for values from 0 to 255, but here values lie between 0 and 1; divided by 255: {divided} "
+        "(see --help)"
+    ]
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
