@@ -41,7 +41,7 @@ class Options(ImageOptions):
             help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
         ),
     ] = None
-    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS, or in FOLDER/val/CLASS."""
+    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS (or val, valid, validation)."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets, where CIFAR is kept."""

@@ -57,7 +57,7 @@ class TaskOptions:
 
     dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|FOLDER")] = "cifar10"
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,
-    the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val), of any kind that Pillow reads."""
+    the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val, valid, validation); any kind that Pillow reads."""
 
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 32, or INIT's)")] = None
     """Side of the squares that a folder's images are stretched to. The other datasets are 32x32."""

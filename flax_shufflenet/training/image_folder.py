@@ -1,4 +1,7 @@
-"""A folder of one's own images as a dataset: ``FOLDER/train/CLASS/*`` and ``FOLDER/test/CLASS/*``."""
+"""A folder of one's own images as a dataset: ``FOLDER/train/CLASS/*`` and ``FOLDER/test/CLASS/*``.
+
+The test part may also be called val, valid or validation, and upper and lower case are the same.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +14,14 @@ from flax_shufflenet.images import ImageError, find, in_threads, read, stretched
 from flax_shufflenet.training.config import TrainingError
 from flax_shufflenet.training.data import Dataset, channel_statistics
 
+_TRAIN_NAMES = ("train",)
+_TEST_NAMES = ("test", "val", "valid", "validation")
+
 # Images that are decoded before they are asked for.
 _AHEAD = 64
+
+# Folders that a message names.
+_NAMED = 8
 
 
 class ImageFiles(NamedTuple):
@@ -31,14 +40,17 @@ def load(folder: Path, image_size: int) -> Dataset:
     Mean and standard deviation are those of the training images.
 
     Raises:
-        TrainingError: a part or a class is missing or empty, an image is in two classes or both parts by a link, or an
-            image or a folder cannot be read; the message names it.
+        TrainingError: a part or a class is missing, empty or there twice, an image is in two classes or both parts by
+            a link, or an image or a folder cannot be read; the message names it.
     """
-    train, test = _files_of(_part(folder, "train")), files_to_test(folder)
+    train, test = _files_of(_part(folder, _TRAIN_NAMES)), files_to_test(folder)
     for one, other in ((train, test), (test, train)):
         missing = [name for name in one.class_names if name not in other.class_names]
         if missing:
-            raise TrainingError(f"{other.folder / missing[0]}: no such folder, but {one.folder} has that class")
+            raise TrainingError(
+                f"{other.folder / missing[0]}: no such folder, but {one.folder} has that class; "
+                f"{_found_in(other.folder)}"
+            )
     _check_parts_are_apart(train, test)
     train_images = _decode(train.paths, image_size)
     mean, std = channel_statistics(train_images)
@@ -59,25 +71,53 @@ def load(folder: Path, image_size: int) -> Dataset:
 
 
 def files_to_test(folder: Path) -> ImageFiles:
-    """The files of ``folder/test`` or, where there is none, of ``folder/val``.
+    """The files of the folder's test part.
 
     Raises:
-        TrainingError: there is neither, a class is empty, an image is in two classes, or a folder cannot be read.
+        TrainingError: there is none or more than one, a class is empty, an image is in two classes, or a folder cannot
+            be read.
     """
-    return _files_of(_part(folder, "test", "val"))
+    return _files_of(_part(folder, _TEST_NAMES))
 
 
-def _part(folder: Path, *names: str) -> Path:
-    for name in names:
-        if (folder / name).is_dir():
-            return folder / name
-    raise TrainingError(f"{folder / names[0]}: no such folder; a dataset's images lie in {folder / names[0]}/CLASS")
+def _part(folder: Path, names: Sequence[str]) -> Path:
+    """The folder in ``folder`` that has one of these names, in upper or lower case."""
+    found = [path for path in _folders_in(folder) if path.name.lower() in names]
+    if len(found) > 1:
+        raise TrainingError(
+            f"{folder}: {' and '.join(path.name for path in found)} are both in it, and one of them alone can be its "
+            f"{names[0]} part: move what is not to be used elsewhere"
+        )
+    if not found:
+        others = f" (or {', '.join(_TEST_NAMES[1:])})"
+        raise TrainingError(
+            f"{folder}: no {' or '.join(names)} folder in it; {_found_in(folder)}; "
+            f"images are expected in {folder / 'train'}/CLASS and {folder / 'test'}/CLASS{others}"
+        )
+    return found[0]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise TrainingError(f"{error.filename}: this folder cannot be read ({error.strerror})") from None
+
+
+def _found_in(folder: Path) -> str:
+    """What is in a folder, for people."""
+    folders = [f"{path.name}/" for path in _folders_in(folder)]
+    listed = folders if len(folders) <= _NAMED else [*folders[:_NAMED], f"{len(folders) - _NAMED} more folders"]
+    files = sum(not path.is_dir() for path in folder.iterdir())
+    if files:
+        listed.append(f"{files} file{'s' if files > 1 else ''}")
+    return f"found {', '.join(listed)}" if listed else "it is empty"
 
 
 def _files_of(part: Path) -> ImageFiles:
-    folders = sorted(path for path in part.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = _folders_in(part)
     if len(folders) < 2:
-        raise TrainingError(f"{part}: {len(folders)} class folders in it; two are needed at least")
+        raise TrainingError(f"{part}: {len(folders)} class folders in it; two are needed at least; {_found_in(part)}")
     found = [find(path) for path in folders]
     for path, images in zip(folders, found, strict=True):
         if images.unreadable:

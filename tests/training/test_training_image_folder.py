@@ -1,5 +1,6 @@
 """A folder of images as a dataset, from the files to the trained net."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,16 @@ def test_images_classes_and_statistics(folder, tmp_path):
     np.testing.assert_allclose(dataset.mean, (dataset.train_images / 255).mean((0, 1, 2)))
     np.testing.assert_allclose(dataset.std, (dataset.train_images / 255).std((0, 1, 2)))
 
-    (folder / "test").rename(folder / "val")
-    np.testing.assert_array_equal(data.load(str(folder), tmp_path, image_size=16).test_images, dataset.test_images)
+
+@pytest.mark.parametrize("name", ["val", "Valid", "VALIDATION", "Test"])
+def test_the_parts_are_found_by_all_their_usual_names(folder, tmp_path, name):
+    expected = data.load(str(folder), tmp_path, image_size=16)
+    (folder / "test").rename(folder / name)
+    (folder / "train").rename(folder / "Train")
+    found = data.load(str(folder), tmp_path, image_size=16)
+    np.testing.assert_array_equal(found.train_images, expected.train_images)
+    np.testing.assert_array_equal(found.test_images, expected.test_images)
+    assert found.source == f"{folder / 'Train'} and {folder / name}"
 
 
 def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
@@ -61,7 +70,32 @@ def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
 
 def damage_no_test(folder: Path) -> tuple[str, str]:
     (folder / "test").rename(folder / "tests")
-    return str(folder / "test"), "no such folder"
+    (folder / "notes.txt").touch()
+    return str(folder), "no test or val or valid or validation folder in it; found tests/, train/, 1 file; images are"
+
+
+def damage_no_train(folder: Path) -> tuple[str, str]:
+    for number in range(9):
+        (folder / f"x{number}").mkdir()
+    shutil.rmtree(folder / "train")
+    found = "test/, x0/, x1/, x2/, x3/, x4/, x5/, x6/, 2 more folders"
+    return str(folder), f"no train folder in it; found {found}; images are expected in {folder}/train/CLASS and"
+
+
+def damage_nothing_there(folder: Path) -> tuple[str, str]:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return str(folder), "no train folder in it; it is empty; images are expected in"
+
+
+def damage_two_test_parts(folder: Path) -> tuple[str, str]:
+    shutil.copytree(folder / "test", folder / "Val")
+    return str(folder), "Val and test are both in it, and one of them alone can be its test part: move"
+
+
+def damage_two_train_parts(folder: Path) -> tuple[str, str]:
+    shutil.copytree(folder / "train", folder / "TRAIN")
+    return str(folder), "TRAIN and train are both in it, and one of them alone can be its train part: move"
 
 
 def damage_empty_class(folder: Path) -> tuple[str, str]:
@@ -72,7 +106,7 @@ def damage_empty_class(folder: Path) -> tuple[str, str]:
 
 def damage_missing_class(folder: Path) -> tuple[str, str]:
     (folder / "test" / "dark").rename(folder / "test" / "dim")
-    return str(folder / "test" / "dark"), "has that class"
+    return str(folder / "test" / "dark"), "has that class; found bright/, dim/"
 
 
 def damage_image(folder: Path) -> tuple[str, str]:
@@ -83,7 +117,7 @@ def damage_image(folder: Path) -> tuple[str, str]:
 
 def damage_one_class(folder: Path) -> tuple[str, str]:
     (folder / "train" / "dark").rename(folder / "dark")
-    return str(folder / "train"), "two are needed"
+    return str(folder / "train"), "two are needed at least; found bright/"
 
 
 def damage_one_colour(folder: Path) -> tuple[str, str]:
@@ -94,7 +128,18 @@ def damage_one_colour(folder: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_no_test, damage_empty_class, damage_missing_class, damage_image, damage_one_class, damage_one_colour],
+    [
+        damage_no_test,
+        damage_no_train,
+        damage_nothing_there,
+        damage_two_test_parts,
+        damage_two_train_parts,
+        damage_empty_class,
+        damage_missing_class,
+        damage_image,
+        damage_one_class,
+        damage_one_colour,
+    ],
 )
 def test_what_is_wrong_with_a_folder_is_one_line_that_names_it(folder, tmp_path, damage):
     place, said = damage(folder)
