@@ -19,6 +19,7 @@ from flax_shufflenet.training.runs import wilson_interval
 if TYPE_CHECKING:
     from flax_shufflenet.pixel_net import PixelNet
     from flax_shufflenet.preprocessing import Preprocessing
+    from flax_shufflenet.training.image_folder import ImageFiles
 
 _BATCH = 128
 
@@ -41,7 +42,8 @@ class Options(ImageOptions):
             help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
         ),
     ] = None
-    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS (or val, valid, validation)."""
+    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS (or val, valid, validation) or, where it
+    has no parts, in FOLDER/CLASS, without those that the net was trained on with --test_share."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets, where CIFAR is kept."""
@@ -98,7 +100,8 @@ def evaluate(options: Options) -> int:
     if not classes:
         raise ValueError(f"{options.net}: a backbone, which has no classes")
     assumed = {name: what for name, what in expected.assumed.items() if name != "class names"}
-    dataset = options.dataset or read_metadata(options.net).get("dataset")
+    metadata = read_metadata(options.net)
+    dataset = options.dataset or metadata.get("dataset")
     if dataset is None:
         dataset = _dataset_by_count(options.net, classes)
         assumed["dataset"] = f"{dataset}, from the net's {classes} classes (--dataset to change it)"
@@ -106,7 +109,7 @@ def evaluate(options: Options) -> int:
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
     note(assumed, options)
-    test = _evaluation_set(dataset, options.data_dir, expected)
+    test = _evaluation_set(dataset, options.data_dir, options.net, expected, metadata.get("trained_on"))
     _check_classes(options.net, expected, classes, dataset, test)
 
     result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
@@ -133,19 +136,21 @@ def _check_classes(net: Path, expected: "Preprocessing", classes: int, dataset: 
         raise ValueError(f"{net} has other classes than {dataset}: {ours!r} where that has {theirs!r}")
 
 
-def _evaluation_set(dataset: str, data_dir: Path, expected: "Preprocessing") -> EvaluationSet:
+def _evaluation_set(
+    dataset: str, data_dir: Path, net: Path, expected: "Preprocessing", trained_on: str | None
+) -> EvaluationSet:
     from PIL import Image
 
     from flax_shufflenet.images import batches, in_threads, read
-    from flax_shufflenet.training import data, image_folder
+    from flax_shufflenet.training import data
 
     if dataset in DATASETS:
         whole = data.load(dataset, data_dir)
         source, class_names, labels = whole.source, whole.class_names, whole.test_labels
         fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
     else:
-        files = image_folder.files_to_test(Path(dataset))
-        source, class_names, labels = str(files.folder), files.class_names, files.labels
+        files, source = _files_of(Path(dataset), net, trained_on)
+        class_names, labels = files.class_names, files.labels
         fitted = in_threads(lambda path: expected.fit(read(path)), files.paths, ahead=2 * _BATCH)
 
     def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -153,6 +158,27 @@ def _evaluation_set(dataset: str, data_dir: Path, expected: "Preprocessing") -> 
             yield np.stack([next(fitted) for _ in batch]), np.array(batch)
 
     return EvaluationSet(source, class_names, len(labels), in_batches())
+
+
+def _files_of(folder: Path, net: Path, trained_on: str | None) -> "tuple[ImageFiles, str]":
+    """The files to test on, and for people where they are from. Those that the net was ``trained_on`` are left out of a
+    folder that does not say which are for testing."""
+    from flax_shufflenet.training import held_out, image_folder
+
+    files = image_folder.files_to_test(folder)
+    if trained_on is None or files.folder != folder:
+        return files, str(files.folder)
+    try:
+        learnt = held_out.which_of(files.names, trained_on)
+    except ValueError as error:
+        raise ValueError(f"{net}: {error}") from None
+    if learnt.all():
+        raise ValueError(
+            f"{folder}: {net} was trained on all {len(learnt):,} images in it, by their names; if they are others, "
+            f"move its classes to {folder / 'test'}"
+        )
+    left_out = f", {learnt.sum():,} that the net was trained on left out" if learnt.any() else ""
+    return files.only(~learnt), f"{folder}{left_out}"
 
 
 def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool) -> Result:

@@ -1,6 +1,7 @@
 """A folder of one's own images as a dataset: ``FOLDER/train/CLASS/*`` and ``FOLDER/test/CLASS/*``.
 
-The test part may also be called val, valid or validation, and upper and lower case are the same.
+The test part may also be called val, valid or validation, and upper and lower case are the same. A folder without
+parts, ``FOLDER/CLASS/*``, is divided by the names of its images.
 """
 
 from collections.abc import Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, Int32, UInt8
 
 from flax_shufflenet.images import ImageError, find, in_threads, read, stretched
-from flax_shufflenet.training.config import TrainingError
+from flax_shufflenet.training import held_out
+from flax_shufflenet.training.config import OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset, channel_statistics
 
 _TRAIN_NAMES = ("train",)
@@ -33,32 +35,40 @@ class ImageFiles(NamedTuple):
     real_paths: list[str]
     labels: Int32[np.ndarray, " n"]
 
+    @property
+    def names(self) -> list[str]:
+        """CLASS/PATH of each file, the same wherever the folder lies."""
+        return [path.relative_to(self.folder).as_posix() for path in self.paths]
 
-def load(folder: Path, image_size: int) -> Dataset:
+    def only(self, chosen: Bool[np.ndarray, " n"]) -> "ImageFiles":
+        """Those of the files that are chosen; all classes stay."""
+        rows = np.flatnonzero(chosen)
+        return self._replace(
+            paths=[self.paths[row] for row in rows],
+            real_paths=[self.real_paths[row] for row in rows],
+            labels=self.labels[rows],
+        )
+
+
+def load(folder: Path, image_size: int, *, test_share: float | None = None) -> Dataset:
     """The images below ``folder``, stretched to ``image_size`` x ``image_size``; classes are sorted by name.
 
-    Mean and standard deviation are those of the training images.
+    Mean and standard deviation are those of the training images. With ``test_share``, the folder has class folders and
+    no parts, and so large a share of each class is for testing.
 
     Raises:
+        OptionError: ``test_share`` for a folder that has parts.
         TrainingError: a part or a class is missing, empty or there twice, an image is in two classes or both parts by
             a link, or an image or a folder cannot be read; the message names it.
     """
-    train, test = _files_of(_part(folder, _TRAIN_NAMES)), files_to_test(folder)
-    for one, other in ((train, test), (test, train)):
-        missing = [name for name in one.class_names if name not in other.class_names]
-        if missing:
-            raise TrainingError(
-                f"{other.folder / missing[0]}: no such folder, but {one.folder} has that class; "
-                f"{_found_in(other.folder)}"
-            )
-    _check_parts_are_apart(train, test)
+    train, test = _parts(folder) if test_share is None else _divided(folder, test_share)
     train_images = _decode(train.paths, image_size)
     mean, std = channel_statistics(train_images)
     if min(std) == 0:
         raise TrainingError(f"{train.folder}: all its images are of one colour")
     return Dataset(
         name=str(folder),
-        source=f"{train.folder} and {test.folder}",
+        source=f"{train.folder} and {test.folder}" if test_share is None else f"{folder}, {test_share:.4g} held out",
         train_images=train_images,
         train_labels=train.labels,
         test_images=_decode(test.paths, image_size),
@@ -67,34 +77,80 @@ def load(folder: Path, image_size: int) -> Dataset:
         mean=mean,
         std=std,
         flip=True,
+        trained_on="" if test_share is None else held_out.to_text(train.names),
     )
 
 
+def _parts(folder: Path) -> tuple[ImageFiles, ImageFiles]:
+    train_part, test_part = _part(folder, _TRAIN_NAMES), _part(folder, _TEST_NAMES)
+    if not (train_part and test_part):
+        raise TrainingError(_what_is_missing(folder, train_part, test_part))
+    train, test = _files_of(train_part), _files_of(test_part)
+    for one, other in ((train, test), (test, train)):
+        missing = [name for name in one.class_names if name not in other.class_names]
+        if missing:
+            raise TrainingError(
+                f"{other.folder / missing[0]}: no such folder, but {one.folder} has that class; "
+                f"{_found_in(other.folder)}"
+            )
+    _check_parts_are_apart(train, test)
+    return train, test
+
+
+def _divided(folder: Path, test_share: float) -> tuple[ImageFiles, ImageFiles]:
+    train, test = _part(folder, _TRAIN_NAMES), _part(folder, _TEST_NAMES)
+    if test:
+        raise OptionError(f"--test_share is for a folder without a test part, but {test} is one: leave it out")
+    if train:
+        raise OptionError(f"--test_share is for a folder of class folders: give --dataset {train}")
+    files = _files_of(folder)
+    chosen = held_out.choose(files.names, files.labels, test_share)
+    if not chosen.any():
+        raise TrainingError(f"{folder}: none of its classes has two images, one of them to test on")
+    return files.only(~chosen), files.only(chosen)
+
+
 def files_to_test(folder: Path) -> ImageFiles:
-    """The files of the folder's test part.
+    """The files of the folder's test part, or all of a folder that has class folders and no parts.
 
     Raises:
-        TrainingError: there is none or more than one, a class is empty, an image is in two classes, or a folder cannot
-            be read.
+        TrainingError: it has a training part alone or two test parts, a class is empty, an image is in two classes, or
+            a folder cannot be read.
     """
-    return _files_of(_part(folder, _TEST_NAMES))
+    test = _part(folder, _TEST_NAMES)
+    if test is None and _part(folder, _TRAIN_NAMES):
+        raise TrainingError(f"{folder}: no test part in it; {_found_in(folder)}; {_expected_in(folder, 'test')}")
+    return _files_of(test or folder)
 
 
-def _part(folder: Path, names: Sequence[str]) -> Path:
-    """The folder in ``folder`` that has one of these names, in upper or lower case."""
-    found = [path for path in _folders_in(folder) if path.name.lower() in names]
+def _part(folder: Path, names: Sequence[str]) -> Path | None:
+    """The folder in ``folder`` that has one of these names, in upper or lower case, and class folders in it: a class
+    may have such a name too."""
+    found = [path for path in _folders_in(folder) if path.name.lower() in names and _folders_in(path)]
     if len(found) > 1:
         raise TrainingError(
             f"{folder}: {' and '.join(path.name for path in found)} are both in it, and one of them alone can be its "
             f"{names[0]} part: move what is not to be used elsewhere"
         )
-    if not found:
-        others = f" (or {', '.join(_TEST_NAMES[1:])})"
-        raise TrainingError(
-            f"{folder}: no {' or '.join(names)} folder in it; {_found_in(folder)}; "
-            f"images are expected in {folder / 'train'}/CLASS and {folder / 'test'}/CLASS{others}"
-        )
-    return found[0]
+    return found[0] if found else None
+
+
+def _what_is_missing(folder: Path, train: Path | None, test: Path | None) -> str:
+    missing = [name for name, part in (("train", train), ("test", test)) if not part]
+    advice = ""
+    if train:
+        advice = f"; or hold images of {train} out with --dataset {train} --test_share 0.1"
+    elif not test and len(_folders_in(folder)) > 1:
+        advice = "; or, if these are the classes, hold a tenth of each out for testing with --test_share 0.1"
+    return (
+        f"{folder}: no {' and no '.join(missing)} part in it; {_found_in(folder)}; "
+        f"{_expected_in(folder, 'train', 'test')}{advice}"
+    )
+
+
+def _expected_in(folder: Path, *parts: str) -> str:
+    places = " and ".join(f"{folder / part}/CLASS" for part in parts)
+    return f"images are expected in {places} (or {', '.join(_TEST_NAMES[1:])})"
 
 
 def _folders_in(folder: Path) -> list[Path]:

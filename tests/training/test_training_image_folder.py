@@ -71,7 +71,9 @@ def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
 def damage_no_test(folder: Path) -> tuple[str, str]:
     (folder / "test").rename(folder / "tests")
     (folder / "notes.txt").touch()
-    return str(folder), "no test or val or valid or validation folder in it; found tests/, train/, 1 file; images are"
+    advice = f"; or hold images of {folder}/train out with --dataset {folder}/train --test_share 0.1"
+    places = f"{folder}/train/CLASS and {folder}/test/CLASS (or val, valid, validation){advice}"
+    return str(folder), f"no test part in it; found tests/, train/, 1 file; images are expected in {places}"
 
 
 def damage_no_train(folder: Path) -> tuple[str, str]:
@@ -79,13 +81,33 @@ def damage_no_train(folder: Path) -> tuple[str, str]:
         (folder / f"x{number}").mkdir()
     shutil.rmtree(folder / "train")
     found = "test/, x0/, x1/, x2/, x3/, x4/, x5/, x6/, 2 more folders"
-    return str(folder), f"no train folder in it; found {found}; images are expected in {folder}/train/CLASS and"
+    return str(folder), f"no train part in it; found {found}; images are expected in {folder}/train/CLASS and"
 
 
 def damage_nothing_there(folder: Path) -> tuple[str, str]:
     shutil.rmtree(folder)
     folder.mkdir()
-    return str(folder), "no train folder in it; it is empty; images are expected in"
+    return str(folder), "no train and no test part in it; it is empty; images are expected in"
+
+
+def damage_no_parts(folder: Path) -> tuple[str, str]:
+    for path in (folder / "train").iterdir():
+        path.rename(folder / path.name)
+    shutil.rmtree(folder / "train")
+    shutil.rmtree(folder / "test")
+    advice = "; or, if these are the classes, hold a tenth of each out for testing with --test_share 0.1"
+    places = f"{folder}/train/CLASS and {folder}/test/CLASS (or val, valid, validation)"
+    return str(
+        folder
+    ), f"no train and no test part in it; found bright/, dark/; images are expected in {places}{advice}"
+
+
+def damage_test_without_classes(folder: Path) -> tuple[str, str]:
+    for number, path in enumerate((folder / "test").rglob("*.*")):
+        path.rename(folder / "test" / f"{number}{path.suffix}")
+    for path in (folder / "test" / "dark", folder / "test" / "bright"):
+        path.rmdir()
+    return str(folder), "no test part in it; found test/, train/; images are expected in"
 
 
 def damage_two_test_parts(folder: Path) -> tuple[str, str]:
@@ -132,6 +154,8 @@ def damage_one_colour(folder: Path) -> tuple[str, str]:
         damage_no_test,
         damage_no_train,
         damage_nothing_there,
+        damage_no_parts,
+        damage_test_without_classes,
         damage_two_test_parts,
         damage_two_train_parts,
         damage_empty_class,
