@@ -17,6 +17,7 @@ from flax_shufflenet.training.config import DATASETS, OptionError, check_dataset
 from flax_shufflenet.training.runs import wilson_interval
 
 if TYPE_CHECKING:
+    from flax_shufflenet.images import ImageError
     from flax_shufflenet.pixel_net import PixelNet
     from flax_shufflenet.preprocessing import Preprocessing
     from flax_shufflenet.training.image_folder import ImageFiles
@@ -51,6 +52,9 @@ class Options(ImageOptions):
     test_flip: bool = False
     """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
 
+    skip_unreadable: bool = False
+    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
+
     json: bool = False
     """Print one JSON object."""
 
@@ -61,12 +65,16 @@ class Options(ImageOptions):
 
 
 class EvaluationSet(NamedTuple):
-    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels."""
+    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels.
+
+    ``size`` counts those that cannot be read too; ``unreadable`` gets them on the way.
+    """
 
     source: str
     class_names: tuple[str, ...]
     size: int
     batches: Iterable[tuple[np.ndarray, np.ndarray]]
+    unreadable: "list[ImageError]"
 
 
 class Result(NamedTuple):
@@ -109,7 +117,7 @@ def evaluate(options: Options) -> int:
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
     note(assumed, options)
-    test = _evaluation_set(dataset, options.data_dir, options.net, expected, metadata.get("trained_on"))
+    test = _evaluation_set(options, dataset, expected, metadata.get("trained_on"))
     _check_classes(options.net, expected, classes, dataset, test)
 
     result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
@@ -136,28 +144,43 @@ def _check_classes(net: Path, expected: "Preprocessing", classes: int, dataset: 
         raise ValueError(f"{net} has other classes than {dataset}: {ours!r} where that has {theirs!r}")
 
 
-def _evaluation_set(
-    dataset: str, data_dir: Path, net: Path, expected: "Preprocessing", trained_on: str | None
-) -> EvaluationSet:
+def _evaluation_set(options: Options, dataset: str, expected: "Preprocessing", trained_on: str | None) -> EvaluationSet:
     from PIL import Image
 
-    from flax_shufflenet.images import batches, in_threads, read
+    from flax_shufflenet.images import ImageError, in_threads, read_as
     from flax_shufflenet.training import data
+    from flax_shufflenet.training.image_folder import refuse_or_skip
 
+    unreadable: list[ImageError] = []
     if dataset in DATASETS:
-        whole = data.load(dataset, data_dir)
+        whole = data.load(dataset, options.data_dir)
         source, class_names, labels = whole.source, whole.class_names, whole.test_labels
         fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
     else:
-        files, source = _files_of(Path(dataset), net, trained_on)
+        files, source = _files_of(Path(dataset), options.net, trained_on)
         class_names, labels = files.class_names, files.labels
-        fitted = in_threads(lambda path: expected.fit(read(path)), files.paths, ahead=2 * _BATCH)
+        unreadable += files.unreadable
+        fitted = in_threads(lambda path: read_as(path, expected.fit), files.paths, ahead=2 * _BATCH)
 
     def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in batches(labels.tolist(), _BATCH):
-            yield np.stack([next(fitted) for _ in batch]), np.array(batch)
+        images, own, read = [], [], 0
+        for image, label in zip(fitted, labels.tolist(), strict=True):
+            if isinstance(image, ImageError):
+                unreadable.append(image)
+            elif not unreadable or options.skip_unreadable:  # otherwise the rest is read only to be named
+                images.append(image)
+                own.append(label)
+                read += 1
+            if len(own) == _BATCH:
+                yield np.stack(images), np.array(own)
+                images, own = [], []
+        refuse_or_skip(unreadable, Path(dataset), skip=options.skip_unreadable)
+        if not read:
+            raise ValueError(f"{source}: no image that can be read")
+        if own:
+            yield np.stack(images), np.array(own)
 
-    return EvaluationSet(source, class_names, len(labels), in_batches())
+    return EvaluationSet(source, class_names, len(labels), in_batches(), unreadable)
 
 
 def _files_of(folder: Path, net: Path, trained_on: str | None) -> "tuple[ImageFiles, str]":
@@ -172,7 +195,7 @@ def _files_of(folder: Path, net: Path, trained_on: str | None) -> "tuple[ImageFi
         learnt = held_out.which_of(files.names, trained_on)
     except ValueError as error:
         raise ValueError(f"{net}: {error}") from None
-    if learnt.all():
+    if learnt.size and learnt.all():
         raise ValueError(
             f"{folder}: {net} was trained on all {len(learnt):,} images in it, by their names; if they are others, "
             f"move its classes to {folder / 'test'}"
@@ -193,7 +216,7 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool)
     def scores_of(pixels: jax.Array) -> jax.Array:
         return net(pixels) + net(pixels[:, :, ::-1]) if test_flip else net(pixels)
 
-    batch_size = min(_BATCH, test.size)
+    batch_size = max(1, min(_BATCH, test.size))
     pixels = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
     run_net = jax.jit(scores_of, compiler_options=batch_options()).lower(pixels).compile()
     images = np.zeros(len(test.class_names), int)
@@ -211,16 +234,19 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool)
         images += np.bincount(labels, minlength=len(images))
         correct += np.bincount(labels[scores.argmax(axis=1) == labels], minlength=len(images))
     seconds = time.perf_counter() - started
-    return Result(images, correct, loss / test.size, test.size / seconds, jax.devices()[0].device_kind)
+    count = int(images.sum())
+    return Result(images, correct, loss / count, count / seconds, jax.devices()[0].device_kind)
 
 
 def _record(options: Options, test: EvaluationSet, result: Result, expected: "Preprocessing") -> dict[str, Any]:
+    count = int(result.images.sum())
     return {
         "net": str(options.net),
         "source": test.source,
-        "images": test.size,
+        "images": count,
+        "skipped": [str(error) for error in test.unreadable],
         "accuracy": result.accuracy,
-        "accuracy_95": wilson_interval(int(result.correct.sum()), test.size),
+        "accuracy_95": wilson_interval(int(result.correct.sum()), count),
         "loss": result.loss,
         "classes": {
             name: {"images": int(images), "correct": int(correct)}
@@ -240,9 +266,10 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    low, high = wilson_interval(int(result.correct.sum()), test.size)
+    count = int(result.images.sum())
+    low, high = wilson_interval(int(result.correct.sum()), count)
     flip = ", each also mirrored" if options.test_flip else ""
-    print(f"data      {test.source}: {test.size:,} test images{flip}")
+    print(f"data      {test.source}: {count:,} test images{flip}")
     print(f"accuracy  {result.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}")
     print(f"loss      {result.loss:.4f}")
     print(f"speed     {result.images_per_second:,.0f} images/s, without compiling, on {result.device}")

@@ -94,8 +94,16 @@ def read(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError ...
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(f" {str(path)!r}", "")
         raise ImageError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
+
+
+def read_as(path: Path, fit: Callable[[Image.Image], Result]) -> Result | ImageError:
+    """What ``fit`` makes of the image in a file; where that cannot be read, the error, so that the others go on."""
+    try:
+        return fit(read(path))
+    except ImageError as error:
+        return error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

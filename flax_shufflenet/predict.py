@@ -141,20 +141,14 @@ def _predictions(
     import jax
     from PIL.Image import DecompressionBombWarning
 
-    from flax_shufflenet.images import ImageError, batches, in_threads, read
+    from flax_shufflenet.images import ImageError, batches, in_threads, read_as
     from flax_shufflenet.inference import batch_options
 
     warnings.simplefilter("ignore", DecompressionBombWarning)  # a large photograph; twice as large is an error
 
-    def decode(path: Path) -> np.ndarray | ImageError:
-        try:
-            return expected.fit(read(path))
-        except ImageError as error:
-            return error
-
     batch_size = next((size for size in _BATCHES if size >= len(paths)), _BATCHES[-1])
     run_net = jax.jit(net, compiler_options=batch_options())
-    decoded = in_threads(decode, paths, ahead=2 * batch_size)
+    decoded = in_threads(lambda path: read_as(path, expected.fit), paths, ahead=2 * batch_size)
     for batch in batches(paths, batch_size):
         pixels = np.zeros((batch_size, expected.size, expected.size, 3), np.uint8)
         readable = []

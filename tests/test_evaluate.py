@@ -123,10 +123,41 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
     assert err == [
         f"evaluate: {folder / 'trained.safetensors'} has other classes than {tmp_path}: '0' where that has 'class 0'"
     ]
-    (tmp_path / "val" / "class 3" / "0.png").write_bytes(b"damaged")
-    code, out, err = run_command(capsys, evaluate, folder / "converted.safetensors", "--dataset", tmp_path, *options)
+
+
+@pytest.mark.parametrize("batch", [4, 128])
+def test_images_that_cannot_be_read_are_all_named_and_skipped_on_request(net, tmp_path, capsys, monkeypatch, batch):
+    monkeypatch.setattr(evaluate, "_BATCH", batch)
+    _, folder = net
+    for label in range(10):
+        path = tmp_path / "val" / str(label)
+        path.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (20 * label, 90 * number, 0)).save(path / f"{number}.png")
+    arguments = (folder / "trained.safetensors", "--dataset", tmp_path, "--json")
+    damaged = [tmp_path / "val" / "0" / "1.png", *(tmp_path / "val" / "9" / f"{number}.png" for number in range(2))]
+    for path in damaged:
+        path.write_bytes(b"damaged")
+    code, out, err = run_command(capsys, evaluate, *arguments)
     assert (code, out) == (1, "")
-    assert str(tmp_path / "val" / "class 3" / "0.png") in err[-1]
+    said = f"3 of the images and folders in {tmp_path} cannot be read"
+    assert [line.split(": ")[0] for line in err] == [*map(str, damaged), "evaluate"]
+    assert err[-1].startswith(f"evaluate: {said}: repair or remove")
+
+    code, out, err = run_command(capsys, evaluate, *arguments, "--skip_unreadable")
+    record = json.loads(out)
+    assert (code, record["images"], sum(one["correct"] for one in record["classes"].values())) == (
+        0,
+        17,
+        round(17 * record["accuracy"]),
+    )
+    assert err == [*record["skipped"], f"{said}: going on without"]
+    assert [line.split(": ")[0] for line in record["skipped"]] == list(map(str, damaged))
+    assert record["classes"]["9"] == {"images": 0, "correct": 0}
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    code, _, err = run_command(capsys, evaluate, *arguments, "--skip_unreadable")
+    assert (code, err[-1]) == (1, f"evaluate: {tmp_path / 'val'}: no image that can be read")
 
 
 def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, tmp_path, capsys):

@@ -96,6 +96,14 @@ def without_root() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def test_an_image_without_permission_is_named(without_root):
+    path = without_root / "a.png"
+    path.touch(0)
+    with pytest.raises(images.ImageError) as raised:
+        images.read(path)
+    assert str(raised.value) == f"{path}: cannot be read as an image (Permission denied)"
+
+
 def test_a_folder_without_permission_and_a_link_into_it_are_named(without_root):
     folder = without_root
     (folder / "private" / "inner").mkdir(parents=True)

@@ -64,7 +64,10 @@ class TaskOptions:
 
     test_share: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(FOLDER has a test part)")] = None
     """For a FOLDER without parts, FOLDER/CLASS: the share of each class that is held out for testing, such as 0.1.
-    Which images that are follows from their names alone."""
+    Which images those are follows from their names alone."""
+
+    skip_unreadable: bool = False
+    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets. An archive of CIFAR's home page that lies there is used; no download then."""
@@ -205,6 +208,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--image_size is for a folder of images; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:
             raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
+        if self.skip_unreadable and self.dataset in DATASETS:
+            raise OptionError(f"--skip_unreadable is for a folder of images, not for {self.dataset}")
         if self.test_share is not None and self.dataset in DATASETS:
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:

@@ -35,12 +35,19 @@ class Dataset:
     trained_on: str = ""
 
 
-def load(name: str, data_dir: Path, *, image_size: int = 32, test_share: float | None = None) -> Dataset:
+def load(
+    name: str,
+    data_dir: Path,
+    *,
+    image_size: int = 32,
+    test_share: float | None = None,
+    skip_unreadable: bool = False,
+) -> Dataset:
     """The dataset ``cifar10``, ``cifar100`` or ``digits``, or the images in the folder ``name``.
 
     CIFAR is read from TFDS's folder ``data_dir``, and prepared there if it is not yet; the others ignore it. A
     folder's images are stretched to ``image_size`` x ``image_size``; all others are 32x32. ``test_share`` of a folder
-    without parts is held out for testing.
+    without parts is held out for testing, and ``skip_unreadable`` leaves out those of its images that cannot be read.
 
     Raises:
         OptionError: ``test_share`` for a folder that has parts.
@@ -51,7 +58,7 @@ def load(name: str, data_dir: Path, *, image_size: int = 32, test_share: float |
     if name not in DATASETS:
         from flax_shufflenet.training import image_folder
 
-        return image_folder.load(Path(name), image_size, test_share=test_share)
+        return image_folder.load(Path(name), image_size, test_share=test_share, skip_unreadable=skip_unreadable)
     # Imported here: TFDS takes half a second, and digits does without.
     from flax_shufflenet.training import cifar
 

@@ -4,6 +4,7 @@ The test part may also be called val, valid or validation, and upper and lower c
 parts, ``FOLDER/CLASS/*``, is divided by the names of its images.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from flax_shufflenet.images import ImageError, find, in_threads, read, stretched
+from flax_shufflenet.images import ImageError, find, in_threads, read_as, stretched
 from flax_shufflenet.training import held_out
 from flax_shufflenet.training.config import OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset, channel_statistics
@@ -22,18 +23,20 @@ _TEST_NAMES = ("test", "val", "valid", "validation")
 # Images that are decoded before they are asked for.
 _AHEAD = 64
 
-# Folders that a message names.
-_NAMED = 8
+# Folders, or images that cannot be read, that are named where there are many.
+_NAMED = 10
 
 
 class ImageFiles(NamedTuple):
-    """The files of one part of a dataset, where each really lies, and the index of its class."""
+    """The files of one part of a dataset, where each really lies, the index of its class, and folders in the part that
+    cannot be read."""
 
     folder: Path
     class_names: tuple[str, ...]
     paths: list[Path]
     real_paths: list[str]
     labels: Int32[np.ndarray, " n"]
+    unreadable: list[ImageError]
 
     @property
     def names(self) -> list[str]:
@@ -50,19 +53,27 @@ class ImageFiles(NamedTuple):
         )
 
 
-def load(folder: Path, image_size: int, *, test_share: float | None = None) -> Dataset:
+def load(folder: Path, image_size: int, *, test_share: float | None = None, skip_unreadable: bool = False) -> Dataset:
     """The images below ``folder``, stretched to ``image_size`` x ``image_size``; classes are sorted by name.
 
     Mean and standard deviation are those of the training images. With ``test_share``, the folder has class folders and
-    no parts, and so large a share of each class is for testing.
+    no parts, and so large a share of each class is for testing. What cannot be read is named on stderr, and left out
+    with ``skip_unreadable``.
 
     Raises:
         OptionError: ``test_share`` for a folder that has parts.
         TrainingError: a part or a class is missing, empty or there twice, an image is in two classes or both parts by
-            a link, or an image or a folder cannot be read; the message names it.
+            a link, or an image or a folder cannot be read.
     """
     train, test = _parts(folder) if test_share is None else _divided(folder, test_share)
-    train_images = _decode(train.paths, image_size)
+    train_images, train_labels, unreadable = _decode(train, image_size)
+    test_images, test_labels, unreadable_too = _decode(test, image_size)
+    refuse_or_skip([*unreadable, *unreadable_too], folder, skip=skip_unreadable)
+    left = np.bincount(train_labels, minlength=len(train.class_names))
+    if not left.all():
+        raise TrainingError(f"{train.folder / train.class_names[left.argmin()]}: no image that can be read to train on")
+    if not len(test_labels):
+        raise TrainingError(f"{test.folder}: no image that can be read to test on")
     mean, std = channel_statistics(train_images)
     if min(std) == 0:
         raise TrainingError(f"{train.folder}: all its images are of one colour")
@@ -70,9 +81,9 @@ def load(folder: Path, image_size: int, *, test_share: float | None = None) -> D
         name=str(folder),
         source=f"{train.folder} and {test.folder}" if test_share is None else f"{folder}, {test_share:.4g} held out",
         train_images=train_images,
-        train_labels=train.labels,
-        test_images=_decode(test.paths, image_size),
-        test_labels=test.labels,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
         class_names=train.class_names,
         mean=mean,
         std=std,
@@ -107,7 +118,7 @@ def _divided(folder: Path, test_share: float) -> tuple[ImageFiles, ImageFiles]:
     chosen = held_out.choose(files.names, files.labels, test_share)
     if not chosen.any():
         raise TrainingError(f"{folder}: none of its classes has two images, one of them to test on")
-    return files.only(~chosen), files.only(chosen)
+    return files.only(~chosen), files.only(chosen)._replace(unreadable=[])
 
 
 def files_to_test(folder: Path) -> ImageFiles:
@@ -176,9 +187,7 @@ def _files_of(part: Path) -> ImageFiles:
         raise TrainingError(f"{part}: {len(folders)} class folders in it; two are needed at least; {_found_in(part)}")
     found = [find(path) for path in folders]
     for path, images in zip(folders, found, strict=True):
-        if images.unreadable:
-            raise TrainingError(str(images.unreadable[0]))
-        if not images.paths:
+        if not (images.paths or images.unreadable):
             raise TrainingError(f"{path}: no images in it")
     files = ImageFiles(
         folder=part,
@@ -186,6 +195,7 @@ def _files_of(part: Path) -> ImageFiles:
         paths=[path for images in found for path in images.paths],
         real_paths=[path for images in found for path in images.real_paths],
         labels=np.repeat(np.arange(len(folders), dtype=np.int32), [len(images.paths) for images in found]),
+        unreadable=[error for images in found for error in images.unreadable],
     )
     _check_one_class_each(files)
     return files
@@ -210,12 +220,37 @@ def _check_parts_are_apart(train: ImageFiles, test: ImageFiles) -> None:
             )
 
 
-def _decode(paths: Sequence[Path], image_size: int) -> UInt8[np.ndarray, "n size size 3"]:
-    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
-    try:
-        decoded = in_threads(lambda path: stretched(read(path), image_size), paths, ahead=_AHEAD)
-        for row, image in enumerate(decoded):
-            images[row] = image
-    except ImageError as error:
-        raise TrainingError(f"{error}: repair it or take it out of the dataset") from None
-    return images
+def _decode(
+    files: ImageFiles, image_size: int
+) -> tuple[UInt8[np.ndarray, "n size size 3"], Int32[np.ndarray, " n"], list[ImageError]]:
+    """Images and labels of the files that can be read, and what cannot."""
+    images = np.empty((len(files.paths), image_size, image_size, 3), np.uint8)
+    readable, unreadable = [], list(files.unreadable)
+    decoded = in_threads(
+        lambda path: read_as(path, lambda image: stretched(image, image_size)), files.paths, ahead=_AHEAD
+    )
+    for row, image in enumerate(decoded):
+        if isinstance(image, ImageError):
+            unreadable.append(image)
+        else:
+            images[len(readable)] = image
+            readable.append(row)
+    return images[: len(readable)], files.labels[readable], unreadable
+
+
+def refuse_or_skip(unreadable: Sequence[ImageError], folder: Path, *, skip: bool) -> None:
+    """Names on stderr, up to ten, what in a folder cannot be read.
+
+    Raises:
+        TrainingError: there is such, and ``skip`` does not say to go on without it.
+    """
+    if not unreadable:
+        return
+    for error in unreadable[:_NAMED]:
+        print(error, file=sys.stderr)
+    if len(unreadable) > _NAMED:
+        print(f"and {len(unreadable) - _NAMED:,} more", file=sys.stderr)
+    said = f"{len(unreadable):,} of the images and folders in {folder} cannot be read"
+    if not skip:
+        raise TrainingError(f"{said}: repair or remove what is named above, or go on without it with --skip_unreadable")
+    print(f"{said}: going on without", file=sys.stderr)

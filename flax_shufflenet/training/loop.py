@@ -98,8 +98,13 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, 
     if devices.is_first_process() and net_file.exists() and not config.force:
         raise TrainingError(f"{net_file} exists: choose another --out, or replace it with --force")
     saved = read_init(config)
-    side = image_size(config, saved)
-    dataset = data.load(config.dataset, config.data_dir, image_size=side, test_share=config.test_share)
+    dataset = data.load(
+        config.dataset,
+        config.data_dir,
+        image_size=image_size(config, saved),
+        test_share=config.test_share,
+        skip_unreadable=config.skip_unreadable,
+    )
     dataset = as_expected(dataset, saved)
     dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
     count = len(dataset.train_labels)

@@ -77,10 +77,10 @@ def damage_no_test(folder: Path) -> tuple[str, str]:
 
 
 def damage_no_train(folder: Path) -> tuple[str, str]:
-    for number in range(9):
-        (folder / f"x{number}").mkdir()
+    for number in range(11):
+        (folder / f"x{number:02}").mkdir()
     shutil.rmtree(folder / "train")
-    found = "test/, x0/, x1/, x2/, x3/, x4/, x5/, x6/, 2 more folders"
+    found = "test/, x00/, x01/, x02/, x03/, x04/, x05/, x06/, x07/, x08/, 2 more folders"
     return str(folder), f"no train part in it; found {found}; images are expected in {folder}/train/CLASS and"
 
 
@@ -131,12 +131,6 @@ def damage_missing_class(folder: Path) -> tuple[str, str]:
     return str(folder / "test" / "dark"), "has that class; found bright/, dim/"
 
 
-def damage_image(folder: Path) -> tuple[str, str]:
-    path = folder / "test" / "dark" / "1.png"
-    path.write_bytes(path.read_bytes()[:60])
-    return str(path), "repair it or take it out"
-
-
 def damage_one_class(folder: Path) -> tuple[str, str]:
     (folder / "train" / "dark").rename(folder / "dark")
     return str(folder / "train"), "two are needed at least; found bright/"
@@ -160,7 +154,6 @@ def damage_one_colour(folder: Path) -> tuple[str, str]:
         damage_two_train_parts,
         damage_empty_class,
         damage_missing_class,
-        damage_image,
         damage_one_class,
         damage_one_colour,
     ],
@@ -181,11 +174,73 @@ def test_links_that_run_in_a_circle_add_no_images(folder, tmp_path):
     np.testing.assert_array_equal(data.load(str(folder), tmp_path).train_images, before.train_images)
 
 
-def test_a_folder_that_cannot_be_read_is_not_passed_over(folder, tmp_path):
-    path = too_deep(folder / "train" / "dark")
+def make_unreadable(folder: Path) -> list[Path]:
+    """Of every kind, in both parts, in order: a folder, no image, an empty file, a link to nothing, half an image."""
+    train, test = folder / "train" / "dark", folder / "test" / "bright"
+    (train / "1.png").write_bytes(b"<html>not found</html>")
+    (train / "3.png").write_bytes(b"")
+    (train / "9.png").symlink_to("gone.png")
+    (test / "1.png").write_bytes((test / "1.png").read_bytes()[:150])
+    return [too_deep(train), train / "1.png", train / "3.png", train / "9.png", test / "1.png"]
+
+
+def test_all_that_cannot_be_read_is_named_at_once(folder, tmp_path, capsys):
+    paths = make_unreadable(folder)
     with pytest.raises(TrainingError) as raised:
         data.load(str(folder), tmp_path)
-    assert str(raised.value) == f"{path}: this folder cannot be read (File name too long)"
+    assert str(raised.value) == (
+        f"5 of the images and folders in {folder} cannot be read: repair or remove what is named above, or go on "
+        "without it with --skip_unreadable"
+    )
+    lines = capsys.readouterr().err.splitlines()
+    reasons = [
+        "this folder cannot be read (File name too long)",
+        "cannot be read as an image (cannot identify image file)",
+        "cannot be read as an image (cannot identify image file)",
+        "no such file",
+        "cannot be read as an image (image file is truncated)",
+    ]
+    assert [line.split(": ")[0] for line in lines] == list(map(str, paths))
+    for line, reason in zip(lines, reasons, strict=True):
+        assert line.split(": ")[1].startswith(reason.removesuffix(")"))
+
+
+def test_of_many_that_cannot_be_read_ten_are_named(folder, tmp_path, capsys):
+    for number in range(25):
+        (folder / "train" / "dark" / f"{number + 100}.png").touch()
+    with pytest.raises(TrainingError, match=r"^25 of the images and folders"):
+        data.load(str(folder), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[9].startswith(str(folder / "train" / "dark" / "109.png"))
+    assert lines[10] == "and 15 more"
+
+
+def test_what_cannot_be_read_is_named_and_skipped_where_that_is_asked_for(folder, tmp_path, capsys):
+    paths = make_unreadable(folder)
+    dataset = data.load(str(folder), tmp_path, image_size=16, skip_unreadable=True)
+    assert dataset.train_labels.tolist() == [0] * 6 + [1] * 4
+    assert dataset.test_labels.tolist() == [0, 1, 1]
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in lines] == list(map(str, paths))
+    assert last == f"5 of the images and folders in {folder} cannot be read: going on without"
+    for path in paths[1:]:
+        path.unlink()
+    shutil.rmtree(folder / "train" / "dark" / ("x" * 200))
+    without = data.load(str(folder), tmp_path, image_size=16)
+    np.testing.assert_array_equal(dataset.train_images, without.train_images)
+    np.testing.assert_array_equal(dataset.test_images, without.test_images)
+
+
+def test_nothing_left_to_learn_or_to_test_on_is_an_error(folder, tmp_path):
+    for path in (folder / "test").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"/test: no image that can be read to test on$"):
+        data.load(str(folder), tmp_path, skip_unreadable=True)
+    for path in (folder / "train" / "dark").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"/train/dark: no image that can be read to train on$"):
+        data.load(str(folder), tmp_path, skip_unreadable=True)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +268,8 @@ def test_an_image_that_links_put_into_two_classes_or_parts_is_refused(folder, tm
 def test_a_mistyped_dataset_and_a_size_without_a_folder_are_refused(tmp_path):
     with pytest.raises(OptionError, match=r"^--dataset cifar11 is neither cifar10, cifar100, digits nor a folder$"):
         Config(dataset="cifar11")
+    with pytest.raises(OptionError, match=r"^--skip_unreadable is for a folder of images, not for digits$"):
+        Config(dataset="digits", skip_unreadable=True)
     with pytest.raises(OptionError, match=r"^--image_size is for a folder"):
         Config(dataset="digits", image_size=64)
     with pytest.raises(OptionError, match=r"^--image_size must be"):
