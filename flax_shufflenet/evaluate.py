@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -116,9 +116,10 @@ def evaluate(options: Options) -> int:
     check_dataset(dataset)
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+    if dataset not in DATASETS and not expected.names_known:
+        assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)
-    test = _evaluation_set(options, dataset, expected, metadata.get("trained_on"))
-    _check_classes(options.net, expected, classes, dataset, test)
+    test = _evaluation_set(options, dataset, expected, metadata)
 
     result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
     if options.json:
@@ -135,16 +136,35 @@ def _dataset_by_count(net: Path, classes: int) -> str:
     return datasets[classes]
 
 
-def _check_classes(net: Path, expected: "Preprocessing", classes: int, dataset: str, test: EvaluationSet) -> None:
-    if len(test.class_names) != classes:
-        raise ValueError(f"{net} has {classes} classes, but {dataset} has {len(test.class_names)}")
-    differing = [pair for pair in zip(expected.class_names, test.class_names, strict=True) if pair[0] != pair[1]]
-    if expected.names_known and differing:
-        ours, theirs = differing[0]
-        raise ValueError(f"{net} has other classes than {dataset}: {ours!r} where that has {theirs!r}")
+def _by_the_nets_names(
+    net: Path, expected: "Preprocessing", dataset: str, class_names: tuple[str, ...], labels: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The dataset's classes and labels in the net's order, which the names tell where the net's file has them.
+
+    Raises:
+        ValueError: they are other classes.
+    """
+    names = expected.class_names
+    if len(class_names) != len(names):
+        raise ValueError(f"{net} has {len(names)} classes, but {dataset} has {len(class_names)}")
+    if not expected.names_known:
+        return class_names, labels
+    ours, theirs = (
+        [name for name in one if name not in other] for one, other in ((names, class_names), (class_names, names))
+    )
+    if ours or theirs:
+        raise ValueError(f"{net} has other classes than {dataset}: {_some(ours)} where that has {_some(theirs)}")
+    return names, np.array([names.index(name) for name in class_names])[labels]
 
 
-def _evaluation_set(options: Options, dataset: str, expected: "Preprocessing", trained_on: str | None) -> EvaluationSet:
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def _evaluation_set(
+    options: Options, dataset: str, expected: "Preprocessing", metadata: Mapping[str, str]
+) -> EvaluationSet:
     from PIL import Image
 
     from flax_shufflenet.images import ImageError, in_threads, read_as
@@ -157,10 +177,11 @@ def _evaluation_set(options: Options, dataset: str, expected: "Preprocessing", t
         source, class_names, labels = whole.source, whole.class_names, whole.test_labels
         fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
     else:
-        files, source = _files_of(Path(dataset), options.net, trained_on)
+        files, source = _files_of(Path(dataset), options.net, metadata)
         class_names, labels = files.class_names, files.labels
         unreadable += files.unreadable
         fitted = in_threads(lambda path: read_as(path, expected.fit), files.paths, ahead=2 * _BATCH)
+    class_names, labels = _by_the_nets_names(options.net, expected, dataset, class_names, labels)
 
     def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         images, own, read = [], [], 0
@@ -183,16 +204,18 @@ def _evaluation_set(options: Options, dataset: str, expected: "Preprocessing", t
     return EvaluationSet(source, class_names, len(labels), in_batches(), unreadable)
 
 
-def _files_of(folder: Path, net: Path, trained_on: str | None) -> "tuple[ImageFiles, str]":
-    """The files to test on, and for people where they are from. Those that the net was ``trained_on`` are left out of a
-    folder that does not say which are for testing."""
+def _files_of(folder: Path, net: Path, metadata: Mapping[str, str]) -> "tuple[ImageFiles, str]":
+    """The files to test on, and for people where they are from. Those that the net was trained on are left out of a
+    folder that does not say which are for testing, or it is said that they are."""
     from flax_shufflenet.training import held_out, image_folder
 
     files = image_folder.files_to_test(folder)
-    if trained_on is None or files.folder != folder:
+    if "dataset" in metadata and image_folder.is_training_part(folder, Path(metadata["dataset"])):
+        return files, f"{folder}, which the net was trained on"
+    if "trained_on" not in metadata or files.folder != folder:
         return files, str(files.folder)
     try:
-        learnt = held_out.which_of(files.names, trained_on)
+        learnt = held_out.which_of(files.names, metadata["trained_on"])
     except ValueError as error:
         raise ValueError(f"{net}: {error}") from None
     if learnt.size and learnt.all():

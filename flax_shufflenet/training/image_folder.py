@@ -134,6 +134,13 @@ def files_to_test(folder: Path) -> ImageFiles:
     return _files_of(test or folder)
 
 
+def is_training_part(folder: Path, dataset: Path) -> bool:
+    """Whether ``folder`` is the training part of the folder ``dataset``, which need not be there."""
+    return any(
+        path.name.lower() in _TRAIN_NAMES and path.samefile(folder) for path in dataset.glob("*") if path.is_dir()
+    )
+
+
 def _part(folder: Path, names: Sequence[str]) -> Path | None:
     """The folder in ``folder`` that has one of these names, in upper or lower case, and class folders in it: a class
     may have such a name too."""
@@ -184,7 +191,7 @@ def _found_in(folder: Path) -> str:
 def _files_of(part: Path) -> ImageFiles:
     folders = _folders_in(part)
     if len(folders) < 2:
-        raise TrainingError(f"{part}: {len(folders)} class folders in it; two are needed at least; {_found_in(part)}")
+        raise TrainingError(f"{part}: it has to have two class folders at least; {_found_in(part)}")
     found = [find(path) for path in folders]
     for path, images in zip(folders, found, strict=True):
         if not (images.paths or images.unreadable):

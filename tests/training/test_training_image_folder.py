@@ -133,7 +133,7 @@ def damage_missing_class(folder: Path) -> tuple[str, str]:
 
 def damage_one_class(folder: Path) -> tuple[str, str]:
     (folder / "train" / "dark").rename(folder / "dark")
-    return str(folder / "train"), "two are needed at least; found bright/"
+    return str(folder / "train"), "it has to have two class folders at least; found bright/"
 
 
 def damage_one_colour(folder: Path) -> tuple[str, str]:
