@@ -34,8 +34,8 @@ class Found(NamedTuple):
 def find(folder: Path) -> Found:
     """The image files below a folder; hidden files and folders are passed over.
 
-    Links are followed, wherever they lead, and each real file counts once: by its name with the fewest links on its
-    way, the first in order of several.
+    Links are followed, but for those to a folder that they lie in, and each real file counts once: by its name with the
+    fewest links on its way, the first in order of several.
     """
     waiting = [(0, folder)]
     visited: set[tuple[int, int]] = set()
@@ -56,6 +56,8 @@ def find(folder: Path) -> Found:
         real_parent = os.path.realpath(parent)
         for entry in entries:
             path, is_link = Path(entry.path), entry.is_symlink()
+            if is_link and leads_back(path):
+                continue
             if _is_folder(entry):
                 heapq.heappush(waiting, (links + is_link, path))
             elif _is_image_name(entry.name):
@@ -66,6 +68,12 @@ def find(folder: Path) -> Found:
         path_of.setdefault(real, path)
     found = sorted((path, real) for real, path in path_of.items())
     return Found([path for path, _ in found], [real for _, real in found], unreadable)
+
+
+def leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder that it lies in, at whatever depth, so that it runs in a circle."""
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, os.path.realpath(link.parent)]) == target
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -38,11 +38,14 @@ def test_images_are_sorted_and_what_is_hidden_is_passed_over(folder):
     assert names(folder) == ["a.png", "sub/b.JPG"]
 
 
-@pytest.mark.parametrize("target", [".", "..", "sub"])
+@pytest.mark.parametrize("target", [".", "..", "../..", "/"])
 def test_links_that_run_in_a_circle_are_walked_once(folder, target):
     (folder / "sub" / "loop").symlink_to(folder / "sub" / target, target_is_directory=True)
     (folder / "a_loop").symlink_to(".", target_is_directory=True)
     (folder / "itself").symlink_to("itself")
+    for here, there in (("left", "right"), ("right", "left")):
+        (folder / here).mkdir()
+        (folder / here / "across").symlink_to(f"../{there}", target_is_directory=True)
     assert names(folder) == ["a.png", "sub/b.JPG"]
 
 

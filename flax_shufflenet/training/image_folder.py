@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from flax_shufflenet.images import ImageError, find, in_threads, read_as, stretched
+from flax_shufflenet.images import ImageError, find, in_threads, leads_back, read_as, stretched
 from flax_shufflenet.training import held_out
 from flax_shufflenet.training.config import OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset, channel_statistics
@@ -173,7 +173,8 @@ def _expected_in(folder: Path, *parts: str) -> str:
 
 def _folders_in(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path for path in folders if not (path.is_symlink() and leads_back(path)))
     except OSError as error:
         raise TrainingError(f"{error.filename}: this folder cannot be read ({error.strerror})") from None
 
