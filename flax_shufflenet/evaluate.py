@@ -223,7 +223,7 @@ def _files_of(folder: Path, net: Path, metadata: Mapping[str, str]) -> "tuple[Im
             f"{folder}: {net} was trained on all {len(learnt):,} images in it, by their names; if they are others, "
             f"move its classes to {folder / 'test'}"
         )
-    left_out = f", {learnt.sum():,} that the net was trained on left out" if learnt.any() else ""
+    left_out = f", its {learnt.sum():,} training images left out" if learnt.any() else ""
     return files.only(~learnt), f"{folder}{left_out}"
 
 

@@ -56,10 +56,9 @@ def find(folder: Path) -> Found:
         real_parent = os.path.realpath(parent)
         for entry in entries:
             path, is_link = Path(entry.path), entry.is_symlink()
-            if is_link and leads_back(path):
-                continue
             if _is_folder(entry):
-                heapq.heappush(waiting, (links + is_link, path))
+                if not (is_link and leads_back(path)):
+                    heapq.heappush(waiting, (links + is_link, path))
             elif _is_image_name(entry.name):
                 real = os.path.realpath(path) if is_link else os.path.join(real_parent, entry.name)
                 candidates.append((links + is_link, path, real))

@@ -103,7 +103,7 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
     code, out, err = run_command(capsys, evaluate, saved, "--json")
     record = json.loads(out)
     assert (code, err, record["images"]) == (0, [], 5)
-    assert record["source"] == f"{folder}, 10 that the net was trained on left out"
+    assert record["source"] == f"{folder}, its 10 training images left out"
     assert record["accuracy"] == trained.accuracy
     assert record["loss"] == pytest.approx(trained.loss, rel=1e-4)
 
@@ -121,7 +121,7 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
     learnt = sum(name not in gone and not test for name, test in zip(names, tested, strict=True))
     assert (code, out.splitlines()[0]) == (
         0,
-        f"data      {tmp_path / 'copy'}, {learnt} that the net was trained on left out: {16 - learnt} test images",
+        f"data      {tmp_path / 'copy'}, its {learnt} training images left out: {16 - learnt} test images",
     )
 
     # Another share would test on images that were trained on.
