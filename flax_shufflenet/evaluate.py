@@ -116,6 +116,8 @@ def evaluate(options: Options) -> int:
     check_dataset(dataset)
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+    if options.skip_unreadable and dataset in DATASETS:
+        raise OptionError(f"--skip_unreadable is for a folder of images, not for {dataset}")
     if dataset not in DATASETS and not expected.names_known:
         assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)

@@ -77,6 +77,9 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
     code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--test_flip")
     assert (code, out, len(err)) == (2, "", 1)
     assert "a mirrored digit is no digit" in err[0]
+    code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--skip_unreadable")
+    assert (code, out) == (2, "")
+    assert err == ["evaluate: --skip_unreadable is for a folder of images, not for digits (see --help)"]
 
 
 def test_a_converted_net_says_what_it_assumes_and_prints_a_table(net, capsys):

@@ -49,5 +49,5 @@ def which_of(names: Sequence[str], text: str) -> Bool[np.ndarray, " n"]:
 
 
 def _digest(name: str) -> bytes:
-    # macOS takes the letters of a name apart, other systems leave them as they were written.
+    # As in the names of classes: the same however a system writes its letters.
     return hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")).digest()

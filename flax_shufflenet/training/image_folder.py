@@ -5,6 +5,7 @@ parts, ``FOLDER/CLASS/*``, is divided by the names of its images.
 """
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -190,7 +191,9 @@ def _found_in(folder: Path) -> str:
 
 
 def _files_of(part: Path) -> ImageFiles:
-    folders = _folders_in(part)
+    # By names as people read them: macOS takes the letters of a name apart, other systems leave them as they are.
+    named = sorted((unicodedata.normalize("NFC", path.name), path) for path in _folders_in(part))
+    folders = [path for _, path in named]
     if len(folders) < 2:
         raise TrainingError(f"{part}: it has to have two class folders at least; {_found_in(part)}")
     found = [find(path) for path in folders]
@@ -199,7 +202,7 @@ def _files_of(part: Path) -> ImageFiles:
             raise TrainingError(f"{path}: no images in it")
     files = ImageFiles(
         folder=part,
-        class_names=tuple(path.name for path in folders),
+        class_names=tuple(name for name, _ in named),
         paths=[path for images in found for path in images.paths],
         real_paths=[path for images in found for path in images.real_paths],
         labels=np.repeat(np.arange(len(folders), dtype=np.int32), [len(images.paths) for images in found]),

@@ -1,6 +1,7 @@
 """A folder of images as a dataset, from the files to the trained net."""
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,17 @@ def test_images_classes_and_statistics(folder, tmp_path):
     np.testing.assert_array_equal(dataset.train_images[7], expected)
     np.testing.assert_allclose(dataset.mean, (dataset.train_images / 255).mean((0, 1, 2)))
     np.testing.assert_allclose(dataset.std, (dataset.train_images / 255).std((0, 1, 2)))
+
+
+def test_classes_are_the_same_however_a_system_writes_their_letters(folder, tmp_path):
+    for part, name in (("train", "f\u00e4ll"), ("test", unicodedata.normalize("NFD", "f\u00e4ll"))):
+        (folder / part / "bright").rename(folder / part / "fall")
+        (folder / part / "dark").rename(folder / part / name)
+        Image.new("RGB", (9, 9)).save(folder / part / name / "black.png")
+    dataset = data.load(str(folder), tmp_path, image_size=16)
+    assert dataset.class_names == ("fall", "f\u00e4ll")
+    assert dataset.train_labels.tolist() == [0] * 6 + [1] * 7
+    assert dataset.test_labels.tolist() == [0] * 2 + [1] * 3
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "VALIDATION", "Test"])
