@@ -1,0 +1,88 @@
+"""The folder of a run's results, where one run at a time may write."""
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flax_shufflenet.training.config import TrainingError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK_FILE = "run.lock"
+
+
+@contextlib.contextmanager
+def claim(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it, until the end or until this process dies, however it does.
+
+    A folder that was made for nothing, since nothing was written there, is removed again. Where the folder's file
+    system has no locks, ``say`` is told, and nobody is kept out.
+
+    Raises:
+        TrainingError: another run has claimed it; the message says which process on which machine.
+        OSError: it cannot be made or written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder / LOCK_FILE, say):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    descriptor = _open_locked(path, say)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()  # while it is locked: who has opened it in this moment finds that it is another file
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, say: Callable[[str], None]) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, path, say)
+            if _is_file_at(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the run before has just removed it
+
+
+def _lock(descriptor: int, path: Path, say: Callable[[str], None]) -> None:
+    """The kernel lets go of it when the process ends."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 1000).decode(errors="replace").strip()
+        raise TrainingError(
+            f"another run is writing to {path.parent}{f' ({owner})' if owner else ''}: wait for it, or choose another "
+            "--out"
+        ) from None
+    except OSError as error:  # some network folders
+        say(f"results {path.parent} cannot be locked ({error.strerror}): see to it that no other run writes there")
+
+
+def _is_file_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
