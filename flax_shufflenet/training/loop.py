@@ -29,7 +29,7 @@ from flax_shufflenet.training.runs import METRICS_FILE
 from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
 from flax_shufflenet.training.step import TrainState
 from flax_shufflenet.training.totals import EpochTotals, Sums
-from flax_shufflenet.weights import save
+from flax_shufflenet.weights import read_metadata, save
 
 NET_FILE = "net.safetensors"
 BEST_FILE = "best.safetensors"
@@ -67,8 +67,19 @@ def train(config: Config) -> Evaluation:
 
 def _refuse_finished(config: Config) -> None:
     net_file = config.out_dir / NET_FILE
-    if net_file.exists() and not config.force:
-        raise TrainingError(f"{net_file} exists: choose another --out, or replace it with --force")
+    if config.force or not net_file.exists():
+        return
+    try:
+        metadata = read_metadata(net_file)
+        accuracy, epochs = float(metadata["test_accuracy"]), metadata["epochs"]
+    except (OSError, ValueError, KeyError):
+        raise TrainingError(
+            f"{net_file} exists, and is no net of a finished run: choose another --out, or replace it with --force"
+        ) from None
+    raise TrainingError(
+        f"the run in {config.out_dir} is finished, with a test accuracy of {accuracy:.2%} after epoch {epochs}: for "
+        "another run, such as one of more --epochs, choose another --out, or replace this one with --force"
+    )
 
 
 def _train(config: Config, console: Console) -> Evaluation:

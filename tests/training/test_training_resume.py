@@ -222,6 +222,13 @@ def test_force_starts_anew_and_leaves_foreign_files_alone(stopped_run, undisturb
     assert results(stopped_run)[1:] == results(undisturbed)[1:]
 
 
+def test_a_net_that_no_run_left_is_not_replaced(tmp_path):
+    (tmp_path / "net.safetensors").write_bytes(b"mine")
+    with pytest.raises(TrainingError, match=r"net.safetensors exists, and is no net of a finished run: choose another"):
+        train(tmp_path)
+    assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
+
+
 def test_resume_insists_on_a_run_to_go_on_with(tmp_path):
     with pytest.raises(TrainingError, match="--resume: there is no checkpoint in"):
         train(tmp_path, resume=True)
