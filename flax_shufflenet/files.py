@@ -1,11 +1,27 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+# A full disk, a user's full share of it, a file that is larger than the file system or the shell allows.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def why_no_room(error: BaseException | None) -> str | None:
+    """What the system says where an error, or one that it was raised from, comes from a full disk; otherwise None."""
+    while error is not None:
+        in_message = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # TensorStore, which raises ValueError
+        number = int(in_message[1]) if in_message else getattr(error, "errno", None)
+        if number in _NO_ROOM:
+            return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager

@@ -90,7 +90,8 @@ def _train(config: Config, console: Console) -> Evaluation:
         dataset, model, net, assumed = _prepare(config, mesh)
         if writes and config.force:
             _remove_results(out_dir)
-    with Checkpoints(out_dir / CHECKPOINTS) as saved:
+    advice = "make room, and the same command goes on from the last checkpoint, if it is given without --force"
+    with run_folder.full_disk_is_one_line(out_dir, advice), Checkpoints(out_dir / CHECKPOINTS) as saved:
         print_start(console, config, dataset, net, assumed)
         program = Program(model, config, dataset, mesh)
         start = _start(config, dataset, program, saved, console)
@@ -104,9 +105,10 @@ def _train(config: Config, console: Console) -> Evaluation:
                 state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
             except FloatingPointError as error:
                 raise TrainingError(_not_finite(error, saved)) from None
-    evaluation = _evaluation(metrics.records[-1])
+        evaluation = _evaluation(metrics.records[-1])
+        if writes:
+            save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
     if writes:
-        save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
         console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
         try_report(out_dir, out_dir / NET_FILE, dataset, console)
     return evaluation

@@ -1,4 +1,4 @@
-"""The folder of a run's results, where one run at a time may write."""
+"""The folder of a run's results: one run at a time writes there, and where that fails it is one line."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from flax_shufflenet.files import why_no_room
 from flax_shufflenet.training.config import TrainingError
 
 try:
@@ -25,17 +26,43 @@ def claim(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     system has no locks, ``say`` is told, and nobody is kept out.
 
     Raises:
-        TrainingError: another run has claimed it; the message says which process on which machine.
-        OSError: it cannot be made or written.
+        TrainingError: it cannot be made or written, or another run has claimed it; the message says which process on
+            which machine.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_made(folder))
+            stack.enter_context(_locked(folder / LOCK_FILE, say))
+        except FileExistsError:
+            raise TrainingError(f"--out {folder} is a file: choose another") from None
+        except OSError as error:
+            raise TrainingError(f"--out {folder} cannot be written ({error.strerror}): choose another") from None
+        yield
+
+
+@contextlib.contextmanager
+def full_disk_is_one_line(folder: Path, advice: str) -> Iterator[None]:
+    """Raises:
+    TrainingError: what is done inside failed since no room is left in ``folder``; ``advice`` is its end.
+    """
     try:
-        with _locked(folder / LOCK_FILE, say):
-            yield
+        yield
+    except Exception as error:
+        reason = why_no_room(error)
+        if reason is None:
+            raise
+        raise TrainingError(f"no room is left in {folder} ({reason}): {advice}") from error
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
         with contextlib.suppress(OSError):  # not empty
-            for path in made:
+            for path in missing:
                 path.rmdir()
 
 

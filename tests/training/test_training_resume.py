@@ -1,5 +1,6 @@
 """A run that was stopped, damaged or changed, and then gone on with."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -17,6 +18,7 @@ from flax import nnx
 
 from flax_shufflenet import Architecture, ShuffleNetV2, command_line
 from flax_shufflenet.command_line import ImageOptions
+from flax_shufflenet.files import why_no_room
 from flax_shufflenet.training import data, loop
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
@@ -264,24 +266,41 @@ def test_where_checkpoints_cannot_be_written_nothing_starts(tmp_path):
         train(tmp_path)
 
 
-def test_a_write_that_fails_is_one_line(tmp_path):
-    resource = pytest.importorskip("resource")  # not on Windows
+def test_a_write_that_fails_is_one_line(tmp_path, file_size_limit):
     state = {"parameters": jnp.asarray(np.random.default_rng(0).normal(size=30_000), jnp.float32)}
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path) as saved:
         saved.save(1, state, {})
         saved.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk
-        try:
+        with file_size_limit(20_000):
             saved.save(2, state, {})
             with pytest.raises(TrainingError, match=f"cannot save a checkpoint in {tmp_path}: ") as raised:
                 saved.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value)
+    assert why_no_room(raised.value) == "File too large"
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with Checkpoints(tmp_path) as saved:
         assert saved.restore(state, lambda _: None, print).step == 1
+
+
+@pytest.mark.parametrize("limit", [2_000, 6_000])  # bytes: the metrics, the net or a checkpoint meet it
+def test_a_disk_that_fills_up_costs_no_whole_checkpoint(tmp_path, undisturbed, monkeypatch, file_size_limit, limit):
+    original = Program.step
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as full:
+
+        def step(self, state, order):
+            if int(state.step) + 1 == 8:
+                while not (tmp_path / "checkpoints" / "5").exists():
+                    time.sleep(0.01)
+                full.enter_context(file_size_limit(limit))
+            return original(self, state, order)
+
+        patched.setattr(Program, "step", step)
+        said = rf"^no room is left in {tmp_path} \(File too large\): make room, and the same command goes on from"
+        with pytest.raises(TrainingError, match=said):
+            train(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()] == ["5"]
+    train(tmp_path)
+    assert results(tmp_path)[1:] == results(undisturbed)[1:]
 
 
 def test_the_second_signal_has_its_usual_effect():

@@ -4,15 +4,19 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from flax_shufflenet.training import loop, run_folder
 from flax_shufflenet.training.config import Config, TrainingError
-from flax_shufflenet.training.run_folder import LOCK_FILE, claim
+from flax_shufflenet.training.run_folder import LOCK_FILE, claim, full_disk_is_one_line
 
 RUNNING = """
 import sys
+import tempfile
+from pathlib import Path
 from pathlib import Path
 from flax_shufflenet.training.run_folder import claim
 
@@ -77,3 +81,36 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
     with claim(tmp_path / "a" / "b", print):
         (tmp_path / "a" / "b" / "net").touch()
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["net"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for out, said in (
+        (tmp_path / "file", "is a file: choose another"),
+        (tmp_path / "file" / "out", r"cannot be written \(Not a directory\): choose another"),
+    ):
+        with pytest.raises(TrainingError, match=f"^--out {re.escape(str(out))} {said}"):
+            loop.train(Config(out=out, dataset="digits", net_size=0.5))
+
+
+def test_a_folder_without_write_permission_is_one_line():
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        os.chmod(folder, 0o555)
+        try:
+            if user == 0:  # who may write everywhere
+                os.seteuid(65534)
+            for out in (Path(folder), Path(folder) / "out"):
+                said = rf"^--out {re.escape(str(out))} cannot be written \(Permission denied\): choose another"
+                with pytest.raises(TrainingError, match=said):
+                    loop.train(Config(out=out, dataset="digits", net_size=0.5))
+        finally:
+            os.seteuid(user)
+
+
+def test_what_fails_on_a_full_disk_is_one_line(tmp_path, file_size_limit):
+    said = f"^no room is left in {re.escape(str(tmp_path))} \\(File too large\\): make room$"
+    with pytest.raises(TrainingError, match=said), full_disk_is_one_line(tmp_path, "make room"), file_size_limit(10):
+        (tmp_path / "file").write_bytes(bytes(11))
+    with pytest.raises(ValueError, match="another"), full_disk_is_one_line(tmp_path, "make room"):
+        raise ValueError("another")
