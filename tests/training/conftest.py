@@ -1,6 +1,5 @@
 """A tiny CIFAR archive in the real one's layout, and builders that expect it."""
 
-import contextlib
 import io
 import signal
 import tarfile
@@ -72,23 +71,6 @@ def cache_home(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def small_dataset():
     return random_dataset(21)
-
-
-@pytest.fixture
-def file_size_limit():
-    """A context in which no file can grow beyond so many bytes, which fails as a full disk does."""
-    resource = pytest.importorskip("resource")  # not on Windows
-
-    @contextlib.contextmanager
-    def limit(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit
 
 
 @pytest.fixture(scope="session", autouse=True)
