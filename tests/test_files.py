@@ -21,7 +21,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, file_size
             file.write(b"half")
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"before"
     assert [each.name for each in tmp_path.iterdir()] == ["net"]
 
