@@ -99,8 +99,8 @@ def _train(config: Config, console: Console) -> Evaluation:
         program.compile()
         allocator.give_back_freed_memory()
         board = out_dir / "tensorboard" if config.tensorboard and writes else None
-        metrics = MetricsWriter(out_dir / METRICS_FILE if writes else None, start.records, tensorboard=board)
-        with Interruption() as interruption, metrics:
+        metrics_file = out_dir / METRICS_FILE if writes else None
+        with Interruption() as interruption, MetricsWriter(metrics_file, start.records, tensorboard=board) as metrics:
             try:
                 state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
             except FloatingPointError as error:

@@ -52,6 +52,7 @@ def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_
     out = tmp_path / "out"
     command = ("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
     stopped = started(*command)
+    stopped.stdout.close()  # as behind head: nobody reads along
     while not (out / "metrics.jsonl").exists() and stopped.poll() is None:
         time.sleep(0.01)
     stopped.terminate()
