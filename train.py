@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Literal
 
 from flax_shufflenet import command_line, standard_streams
+from flax_shufflenet.errors import one_line
 from flax_shufflenet.training import allocator
 from flax_shufflenet.training.config import (
     Config,
@@ -17,7 +18,6 @@ from flax_shufflenet.training.config import (
     RunOptions,
     TaskOptions,
     TrainingOptions,
-    one_line,
 )
 from flax_shufflenet.training.interruption import (
     Interrupted,

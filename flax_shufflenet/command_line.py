@@ -14,7 +14,8 @@ import tyro
 from tyro.conf import arg
 
 from flax_shufflenet import standard_streams
-from flax_shufflenet.training.config import OptionError, one_line
+from flax_shufflenet.errors import one_line
+from flax_shufflenet.training.config import OptionError
 from flax_shufflenet.training.interruption import lost_interrupts_come_again
 
 Options = TypeVar("Options")

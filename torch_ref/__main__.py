@@ -5,9 +5,12 @@ import contextlib
 import os
 import sys
 
-import torch
+try:
+    import torch
 
-from torch_ref.seed import ShuffleNetV2, configs
+    from torch_ref.seed import ShuffleNetV2, configs
+except ModuleNotFoundError as error:
+    sys.exit(f"torch_ref: this needs {error.name}, which is not installed: pip install 'flax-shufflenet[torch]'")
 
 
 def main() -> int:

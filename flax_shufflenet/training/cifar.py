@@ -23,7 +23,8 @@ from tensorflow_datasets.core.download.checksums import get_all_url_infos
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.image_classification import cifar
 
-from flax_shufflenet.training.config import TrainingError, one_line
+from flax_shufflenet.errors import one_line
+from flax_shufflenet.training.config import TrainingError
 from flax_shufflenet.training.splits_cache import Splits
 
 # How long the download server may take to answer before it counts as out of reach. Looking up its name has no

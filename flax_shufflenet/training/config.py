@@ -22,12 +22,6 @@ class TrainingError(RuntimeError):
     """Training cannot start or go on; the message is one line that says why and what to do."""
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 DATASETS = ("cifar10", "cifar100", "digits")
 
 

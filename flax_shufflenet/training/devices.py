@@ -20,7 +20,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from flax_shufflenet.training.config import AUTO, Config, OptionError, TrainingError, one_line
+from flax_shufflenet.errors import one_line
+from flax_shufflenet.training.config import AUTO, Config, OptionError, TrainingError
 
 BATCH_AXIS = "batch"
 

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.console import Console
 
+from flax_shufflenet.errors import one_line
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import plots
-from flax_shufflenet.training.config import TrainingError, one_line
+from flax_shufflenet.training.config import TrainingError
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import log_probabilities, make_predict
 from flax_shufflenet.training.run_folder import full_disk_is_one_line
