@@ -38,14 +38,27 @@ def which_of(names: Sequence[str], text: str) -> Bool[np.ndarray, " n"]:
     Raises:
         ValueError: it is no such text.
     """
+    digests = _digests(text)
+    return np.array([_digest(name)[:_BYTES] in digests for name in names], bool)
+
+
+def in_both(one: str, other: str) -> int:
+    """How many names two such texts share.
+
+    Raises:
+        ValueError: one is no such text.
+    """
+    return len(_digests(one) & _digests(other))
+
+
+def _digests(text: str) -> set[bytes]:
     try:
         known = base64.b64decode(text, validate=True)
     except ValueError:
         known = b"?"
     if len(known) % _BYTES:
         raise ValueError("its trained_on is not a list of images; the file is damaged or altered")
-    digests = {known[start : start + _BYTES] for start in range(0, len(known), _BYTES)}
-    return np.array([_digest(name)[:_BYTES] in digests for name in names], bool)
+    return {known[start : start + _BYTES] for start in range(0, len(known), _BYTES)}
 
 
 def _digest(name: str) -> bytes:

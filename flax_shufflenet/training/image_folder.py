@@ -90,6 +90,7 @@ def load(folder: Path, image_size: int, *, test_share: float | None = None, skip
         std=std,
         flip=True,
         trained_on="" if test_share is None else held_out.to_text(train.names),
+        held_out="" if test_share is None else held_out.to_text(test.names),
     )
 
 

@@ -14,6 +14,7 @@ from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
 from flax_shufflenet.errors import one_line
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.preprocessing import Preprocessing, expected_by
+from flax_shufflenet.training import held_out
 from flax_shufflenet.training.config import DATASETS, Config, OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset
 
@@ -27,6 +28,8 @@ class SavedNet(NamedTuple):
     model: ShuffleNetV2
     class_names: tuple[str, ...] | None
     expected: Preprocessing
+    trained_on: str
+    """The images it was trained on, as ``held_out.to_text`` writes them; empty where its file does not say."""
 
     @property
     def assumed(self) -> str:
@@ -51,7 +54,8 @@ def read_init(config: Config) -> SavedNet | None:
         expected = expected_by(model.architecture, metadata)
     except ValueError as error:
         raise TrainingError(f"--init {config.init}: {one_line(error)}") from None
-    return SavedNet(config.init, model, expected.class_names if expected.names_known else None, expected)
+    class_names = expected.class_names if expected.names_known else None
+    return SavedNet(config.init, model, class_names, expected, metadata.get("trained_on", ""))
 
 
 def image_size(config: Config, saved: SavedNet | None) -> int:
@@ -76,9 +80,22 @@ def image_size(config: Config, saved: SavedNet | None) -> int:
 
 
 def as_expected(dataset: Dataset, saved: SavedNet | None) -> Dataset:
-    """The dataset with the normalisation and the order of the channels that the net to start from was trained with."""
+    """The dataset with the normalisation and the order of the channels that the net to start from was trained with.
+
+    Raises:
+        TrainingError: of the images that are held out, that net was trained on some.
+    """
     if saved is None:
         return dataset
+    try:
+        learnt = held_out.in_both(saved.trained_on, dataset.held_out)
+    except ValueError as error:
+        raise TrainingError(f"--init {saved.path}: {error}") from None
+    if learnt:
+        raise TrainingError(
+            f"--init {saved.path} was trained on {learnt:,} of the images that are held out for testing: give the "
+            "--test_share that it was trained with, or another net"
+        )
     return dataclasses.replace(dataset, mean=saved.expected.mean, std=saved.expected.std, bgr=saved.expected.bgr)
 
 

@@ -107,6 +107,9 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
     assert record["accuracy"] == trained.accuracy
     assert record["loss"] == pytest.approx(trained.loss, rel=1e-4)
 
+    with pytest.raises(TrainingError, match=r"was trained on \d+ of the images that are held out for testing"):
+        train(Config(**{**options, "init": saved, "out": tmp_path / "more"}, test_share=0.5))
+
     # A copy, in which there are new images and some are gone, and without the file's own dataset.
     shutil.copytree(folder, tmp_path / "copy")
     for path in sorted((tmp_path / "copy" / "one").glob("*.png"))[:2]:
