@@ -18,8 +18,8 @@ class Dataset:
     ``mean`` and ``std`` are of red, green and blue, of pixel values from 0 to 1; they are those of the data, unless the
     net to start from was trained with others. ``bgr`` says that the net takes blue first. ``flip`` says whether a
     mirrored image keeps its label. ``source`` says, for people, where the images were read from. ``trained_on`` and
-    ``held_out`` are the names of the training and of the test images, as ``held_out.to_text`` has them, where the two lie
-    in one folder.
+    ``held_out`` are the names of the training and of the test images, as ``held_out.to_text`` has them, where the two
+    lie in one folder.
     """
 
     name: str
