@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from convert import whole_modules
+from convert import misfits, parametrised, whole_modules
 from convert.errors import ConvertError, listing, printable
 from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
 from convert.open_choices import Activation, Shuffle, Stem, decide
+from convert.parametrised import Parametrised, under_plain_names
 from convert.pruning import apply_masks
 from convert.tensors import check_sharing
 from convert.whole_modules import WholeModule
@@ -70,6 +71,7 @@ class _Candidate:
     tensors: dict[str, torch.Tensor]
     layout: Layout
     prefix: str
+    parametrised: Mapping[str, Parametrised]
     module: WholeModule | None = None
     """The module whose tensors they are, where it was pickled whole."""
     pruned: str | None = None
@@ -125,7 +127,7 @@ def find_net(
         ("shuffle", shuffle, "pytorchcv_b", "pytorchcv's shufflenetv2b"),
     ):
         if value is not None and layout.name != own:
-            raise ConvertError(f"--{option} is for {whose}; this is a {layout.name} checkpoint, leave it out")
+            raise ConvertError(f"--{option} is for {whose}; this is a {layout.called} checkpoint, leave it out")
     notes = [f"found at: {printable(candidate.place, 200)}"]
     if candidate.pruned is not None:
         notes.append(candidate.pruned)
@@ -182,7 +184,8 @@ def _mappings(
 def _candidates(content: Any) -> Iterator[_Candidate]:
     for where, mapping in _mappings(content):
         stored = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
-        tensors, pruned = apply_masks(stored)
+        plain, stored_otherwise = under_plain_names(stored)
+        tensors, pruned = apply_masks(plain)
         module = mapping if isinstance(mapping, WholeModule) else None
         for layout in LAYOUTS.values():
             if layout.name in ("torchvision", "nanodet"):
@@ -191,7 +194,7 @@ def _candidates(content: Any) -> Iterator[_Candidate]:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
                     prefix = name.removesuffix(layout.fingerprint)
                     own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
-                    yield _Candidate(where, tensors, own, prefix, module, pruned)
+                    yield _Candidate(where, tensors, own, prefix, stored_otherwise, module, pruned)
 
 
 def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
@@ -260,6 +263,8 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
             found[own_name] = tensor
         else:
             rest[name] = tensor
+    parametrised.check_none([name for name in own if name not in rest], candidate.parametrised)
+    misfits.check_normalisations(layout, headless, trunk)
     notes = []
     ignored = [name for name in rest if name.rpartition(".")[2] in _BYSTANDERS]
     for name in ignored:
@@ -267,11 +272,9 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
     if ignored:
         notes.append(f"left out: {listing(ignored)}")
 
-    if inside := [name for name in rest if name.startswith(prefix) and _is_inside(name, candidate, headless)]:
-        raise ConvertError(
-            f"the tensors do not make a {layout.name} ShuffleNetV2: {listing(inside)} inside the net, where this "
-            "layout has nothing; it computes something else with the same convolutions, and cannot be converted"
-        )
+    inside = misfits.tensors_inside(layout, headless, prefix, rest)
+    if inside:
+        misfits.refuse_inside(layout, headless, prefix, inside)
 
     # Old PyTorch versions did not count batches.
     counts = [name for name in trunk_names if name.endswith(".num_batches_tracked")]
@@ -285,6 +288,7 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
             notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
     else:
         head = _find_head(rest, layout, candidate.net_prefix, features=headless.features_width)
+        parametrised.check_none(head.values(), candidate.parametrised)
         for own_name, name in head.items():
             found[own_name] = rest.pop(name)
         if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != (
@@ -292,31 +296,10 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
         ):
             notes.append(f"head: {printable(taken, 200)}, the one linear layer that fits ({usual} in this layout)")
         if rest:
-            _refuse_leftovers(candidate, list(rest), bool(head))
+            misfits.refuse_leftovers(layout, candidate.net_prefix, candidate.place, list(rest), list(head.values()))
     if f"{layout.head}.weight" not in found:
         notes.append("no head: the net returns its pooled features")
     return found, notes, absent
-
-
-def _is_inside(name: str, candidate: _Candidate, architecture: Architecture) -> bool:
-    """Whether a tensor stands under a name of the stem, of a stage, of one of its blocks or of the last convolution."""
-    layout, own_name = candidate.layout, name.removeprefix(candidate.prefix)
-    units = [name for part in layout.parts_of(architecture) for name in (part.conv, part.bn)]
-    parts = [unit.removeprefix(layout.root) for unit in units]
-    blocks = [block.removeprefix(layout.root) for _, _, block in layout.blocks(architecture.stage_blocks)]
-    stages = {parent for block in blocks if (parent := block.rpartition(".")[0])}
-    around = {parent for part in parts if (parent := part.rpartition(".")[0])}
-    return any(own_name.startswith(f"{module}.") for module in {*parts, *blocks, *stages, *around})
-
-
-def _refuse_leftovers(candidate: _Candidate, names: list[str], has_head: bool) -> NoReturn:
-    remedy = "--backbone takes the backbone alone"
-    if has_head and not any(name.startswith(candidate.net_prefix) for name in names):
-        remedy = f"--key {candidate.place} takes the net there alone"
-    raise ConvertError(
-        f"the tensors do not make a {candidate.layout.name} ShuffleNetV2: "
-        f"{listing([f'{name} belongs to no part of the net' for name in names])}; {remedy}"
-    )
 
 
 def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:

@@ -594,7 +594,7 @@ def test_a_layer_inside_the_backbone_that_the_layout_does_not_have_is_refused(la
     tensors = small_state_dict(layout)
     own = LAYOUTS[layout]
     inside = f"{own.block_name(1, 1, 2)}.se.fc.0.weight"
-    with pytest.raises(convert.ConvertError, match=r" inside the net, .* cannot be converted") as refusal:
+    with pytest.raises(convert.ConvertError, match=r" inside the net \(.* cannot be converted") as refusal:
         find_net({**tensors, inside: torch.zeros(4, 4, 1, 1)}, backbone=backbone)
     assert inside in str(refusal.value)
     assert "--backbone" not in str(refusal.value)
