@@ -1,7 +1,6 @@
 """Converting from Python: ``load_torch`` brings a PyTorch net to Flax, ``to_torch`` takes it back."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from convert.across import Rewritten, family_of, rewrite
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS, Layout
 from convert.open_choices import Activation, Shuffle, Stem
+from convert.origin import describe_origin, restore_origin
 from convert.read import Source, read
 from convert.report import Report
 from convert.select import Net, find_net
@@ -22,8 +22,6 @@ from convert.tensors import has_plain_bytes
 from convert.verify import Proof, verify
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16)}
 
 
 class Conversion(NamedTuple):
@@ -80,8 +78,8 @@ def as_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
         return read(source)
     digest = hashlib.sha256()
     for name, value in source.items():
-        if torch.is_tensor(value) and has_plain_bytes(value):
-            digest.update(str(name).encode() + _bits(value.detach()).numpy().tobytes())
+        if isinstance(name, str) and torch.is_tensor(value) and has_plain_bytes(value):
+            digest.update(name.encode(errors="surrogatepass") + _bits(value.detach()).numpy().tobytes())
     return Source(Path("state_dict"), digest.hexdigest(), "in memory", source, {})
 
 
@@ -113,7 +111,7 @@ def convert_source(
             key=key,
         )
         arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
-        metadata = _origin_metadata(net)
+        metadata = describe_origin(net)
         _check_round_trip(net, arrays, metadata)
         if target is not None:
             rewrite(net.architecture, arrays, target)  # a refusal need not wait for the proof
@@ -140,18 +138,6 @@ def count_parameters(arrays: Mapping[str, np.ndarray]) -> int:
     return sum(array.size for name, array in arrays.items() if not name.endswith(statistics))
 
 
-def _origin_metadata(net: Net) -> dict[str, str]:
-    """What the Flax arrays no longer tell of the tensors they came from."""
-    metadata = {}
-    half = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in net.tensors.items()}
-    half = {name: dtype for name, dtype in half.items() if dtype in _DTYPES}
-    if half:
-        metadata["half_precision"] = json.dumps(half)
-    if net.counts_absent:
-        metadata["num_batches_tracked"] = "absent"
-    return metadata
-
-
 def _dtype_notes(net: Net) -> list[str]:
     dtypes = {tensor.dtype for tensor in net.tensors.values() if tensor.is_floating_point()} - {torch.float32}
     fate = {torch.float64: "kept; flax_shufflenet.load needs jax_enable_x64 for it"}
@@ -167,8 +153,9 @@ def _check_round_trip(net: Net, arrays: Mapping[str, np.ndarray], metadata: Mapp
     Raises:
         ConvertError: one is not; a fault of the converter, never of the file.
     """
-    back = restore_origin(mapping.to_tensors(net.layout, net.architecture, arrays), metadata)
-    for name, tensor in back.items():
+    unchanged = Rewritten(net.layout, net.architecture, dict(arrays), ())
+    back = restore_origin(unchanged, mapping.to_tensors(net.layout, net.architecture, arrays), arrays, metadata)
+    for name, tensor in back.tensors.items():
         original = net.tensors[name]
         same = torch.equal(_bits(tensor), _bits(original)) if tensor.is_floating_point() else tensor == original
         if not same:
@@ -177,24 +164,6 @@ def _check_round_trip(net: Net, arrays: Mapping[str, np.ndarray], metadata: Mapp
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def restore_origin(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Tensors as the file they once came from had them: half precision again, counts absent again."""
-    try:
-        half = {name: _DTYPES[dtype] for name, dtype in json.loads(metadata.get("half_precision", "{}")).items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ConvertError("its note on half precision cannot be read; it is damaged or altered") from None
-    restored = {name: tensor.to(half[name]) if name in half else tensor for name, tensor in tensors.items()}
-    for name in half.keys() & tensors.keys():
-        if not torch.equal(restored[name].to(tensors[name].dtype), tensors[name]):
-            raise ConvertError(
-                f"{name} does not fit into {str(half[name]).removeprefix('torch.')}, which the file says it came in; "
-                "the file was altered, or the net trained on: save it anew with flax_shufflenet.save, without that note"
-            )
-    if metadata.get("num_batches_tracked") == "absent":
-        restored = {name: tensor for name, tensor in restored.items() if not name.endswith(".num_batches_tracked")}
-    return restored
 
 
 def choose_layout(architecture: Architecture, metadata: Mapping[str, str]) -> str:

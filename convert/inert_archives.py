@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from convert.errors import ConvertError
+from convert.errors import ConvertError, printable
 from convert.inert_pickle import MAX_PICKLE, InertUnpickler, StandIn, Storage, view_tensor
 from convert.whole_modules import unfold
 
@@ -128,8 +128,15 @@ def read_zip(data: bytes) -> tuple[str, Any]:
             "a zip archive, but not a checkpoint that torch.save wrote; unpack it and name the file in it"
         )
 
-    def find_storage(dtype: torch.dtype, key: str, *_: Any) -> Storage:
-        return archive.storage(f"{root}data/{key}", dtype)
+    def find_storage(dtype: torch.dtype, key: str, _: Any, count: int, *__: Any) -> Storage:
+        storage = archive.storage(f"{root}data/{key}", dtype)
+        found = len(storage.buffer)
+        if found // dtype.itemsize != count:
+            raise ConvertError(
+                f"data/{printable(key, 40)} has {found:,} bytes for what is said to be {count:,} values of "
+                f"{str(dtype).removeprefix('torch.')}; the file is damaged or altered, copy or download it again"
+            )
+        return storage
 
     pickled = io.BytesIO(archive.read_text(f"{root}data.pkl"))
     if f"{root}constants.pkl" in archive.names:

@@ -303,6 +303,8 @@ class InertUnpickler(pickle._Unpickler):
             return pid[1]
         if pid[0] != "storage" or not isinstance(pid[1], torch.dtype) or not isinstance(pid[2], str):
             raise pickle.UnpicklingError("a persistent id that is no storage's")
+        if len(pid) < 5 or type(pid[4]) is not int or not 0 <= pid[4] < 2**63:
+            raise pickle.UnpicklingError("a storage of no size")
         return self._find_storage(*pid[1:])
 
     def _load_reduce(self) -> None:

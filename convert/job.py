@@ -15,6 +15,7 @@ from convert.errors import ConvertError
 from convert.images import read_images
 from convert.layouts import LAYOUTS
 from convert.mapping import check_size
+from convert.origin import restore_origin
 from convert.read import Source, read
 from convert.report import Report, failure_table
 from convert.verify import Proof
@@ -67,9 +68,10 @@ def _from_torch(source: Source, options: "Options") -> None:
         _finish(conversion.report, options, output, to_bytes(architecture, arrays, conversion.metadata))
         return
     _stop_unless_proven(conversion.report.proof, source.path)
-    tensors, _, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
-    report = dataclasses.replace(report, notes=(*conversion.report.notes, *report.notes))
-    _finish(report, options, output, _torch_bytes(api.restore_origin(tensors, conversion.metadata)))
+    tensors, rewritten, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
+    restored = restore_origin(rewritten, tensors, arrays, conversion.metadata)
+    report = dataclasses.replace(report, notes=(*conversion.report.notes, *report.notes, *restored.notes))
+    _finish(report, options, output, _torch_bytes(restored.tensors))
 
 
 def _from_flax(source: Source, options: "Options") -> None:
@@ -96,7 +98,9 @@ def _from_flax(source: Source, options: "Options") -> None:
             report = dataclasses.replace(report, notes=tuple(notes))
             data = onnx.data
         else:
-            data = _torch_bytes(api.restore_origin(tensors, source.metadata))
+            restored = restore_origin(rewritten, tensors, arrays, source.metadata)
+            report = dataclasses.replace(report, notes=(*report.notes, *restored.notes))
+            data = _torch_bytes(restored.tensors)
     except (ConvertError, ValueError) as error:
         raise ConvertError(f"{source.path}: {error}") from None
     _finish(report, options, output, data)
@@ -155,22 +159,27 @@ def _finish(report: Report, options: "Options", output: Path, data: bytes) -> No
     """Prints and writes; a failed proof keeps its certificate, but writes no net."""
     for line in report.lines():
         print(line)
-    if options.report is not None:
-        _write(options.report, report.markdown().encode())
-    if options.plot is not None:
-        from convert.plot import plot_layers  # matplotlib takes a second to import
-
-        _write(options.plot, plot_layers(report))
+    certificates = {options.report: lambda: report.markdown().encode(), options.plot: lambda: _picture(report)}
+    if not report.proof.failure:
+        _write(output, data)
+        print(f"{'wrote':<10}{output} ({len(data):,} bytes)")
+    for path, content in certificates.items():
+        if path is not None:
+            _write(path, content())
     _stop_unless_proven(report.proof, options.file)
-    _write(output, data)
-    print(f"{'wrote':<10}{output} ({len(data):,} bytes)")
+
+
+def _picture(report: Report) -> bytes:
+    from convert.plot import plot_layers  # matplotlib takes a second to import
+
+    return plot_layers(report)
 
 
 def _stop_unless_proven(proof: Proof, path: Path) -> None:
     if proof.failure:
         for line in failure_table(proof):
             print(f"{'':<10}{line}")
-        raise ConvertError(f"{path}: the proof failed, {proof.failure}; nothing was written")
+        raise ConvertError(f"{path}: the proof failed, {proof.failure}; no net was written")
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -226,4 +235,4 @@ def _write(path: Path, data: bytes) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        raise ConvertError(f"{path}: cannot be written ({error.strerror}); nothing was") from None
+        raise ConvertError(f"{path}: cannot be written ({error.strerror})") from None

@@ -3,9 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-import jax
-
-from convert.verify import FLOAT32_BAR, FLOAT64_BAR, Proof
+from convert.verify import FLOAT64_BAR, Proof
 from flax_shufflenet import Architecture
 from flax_shufflenet.versions import versions
 
@@ -50,16 +48,13 @@ class Report:
             (
                 "checked",
                 f"images {', '.join(proof.batches)}; PyTorch {self.versions['torch']} against "
-                f"JAX {self.versions['jax']} on {jax.default_backend()}",
+                f"JAX {self.versions['jax']} on {proof.device}",
             ),
-            ("float64", f"largest difference {proof.float64:.1e} of the largest output (bar {FLOAT64_BAR:.0e})"),
-            (
-                "float32",
-                f"JAX's error {proof.jax_float32:.1e}, PyTorch's own {proof.torch_float32:.1e}: "
-                f"{proof.float32_ratio:.2f} times (bar {FLOAT32_BAR:g})",
-            ),
-            ("top-1", f"the same for {proof.top1_agreeing} of {proof.top1_images} images"),
+            *_measured(proof),
         ]
+        if (elsewhere := proof.elsewhere) is not None:
+            rows += [("checked", f"the same images on {elsewhere.device}, at JAX's highest precision")]
+            rows += _measured(elsewhere)
         return [f"{name:<10}{value}" for name, value in rows]
 
     def markdown(self) -> str:
@@ -102,6 +97,18 @@ class Report:
                 }
             ),
         }
+
+
+def _measured(proof: Proof) -> list[tuple[str, str]]:
+    return [
+        ("float64", f"largest difference {proof.float64:.1e} of the largest output (bar {FLOAT64_BAR:.0e})"),
+        (
+            "float32",
+            f"JAX's error {proof.jax_float32:.1e}, PyTorch's own {proof.torch_float32:.1e}: "
+            f"{proof.float32_ratio:.2f} times (bar {proof.float32_bar:g})",
+        ),
+        ("top-1", f"the same for {proof.top1_agreeing} of {proof.top1_images} images"),
+    ]
 
 
 def failure_table(proof: Proof) -> list[str]:

@@ -178,7 +178,14 @@ def _mappings(
         yield where, content
     for key, value in items:
         if isinstance(value, Mapping | list | tuple):
-            yield from _mappings(value, f"{where}.{printable(str(key), 100)}".lstrip("."), depth + 1, seen)
+            yield from _mappings(value, f"{where}.{printable(_text(key), 100)}".lstrip("."), depth + 1, seen)
+
+
+def _text(key: Any) -> str:
+    try:
+        return str(key)
+    except ValueError:  # Python writes out no number of more than some 4,300 digits
+        return f"a number of {key.bit_length():,} bits"
 
 
 def _candidates(content: Any) -> Iterator[_Candidate]:
@@ -224,14 +231,14 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
 
 
 def _describe(content: Any) -> str:
-    items = [(str(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
+    items = [(_text(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
     for part, what in _OTHER_NETS.items():
         if any(part in name for name, _ in items):
             return what
     if names := [name for name, value in items if torch.is_tensor(value)]:
         return f"another net, with tensors such as {listing(names)}"
     if isinstance(content, Mapping):
-        keys = listing([str(key) for key in content])
+        keys = listing([_text(key) for key in content])
         return f"a dictionary without tensors, with the keys {keys}" if keys else "an empty dictionary"
     return "a lone object without tensors" if isinstance(content, StandIn) else f"a lone {type(content).__name__}"
 

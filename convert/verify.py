@@ -4,6 +4,10 @@ Three bars, none of them a guessed tolerance. In float64 the two nets must be th
 outputs agree to 1e-10. In float32 JAX must come as close to the float64 result as PyTorch does, within a factor
 of two. And in float32 both must choose the same class for every image, but where PyTorch's own rounding already
 decides between two classes.
+
+All of it on the CPU, whatever else JAX finds, and where it finds an accelerator, there as well. Products are exact
+to their dtype in both places: an accelerator's default, which rounds them to TF32 or bfloat16, says nothing of the
+conversion.
 """
 
 import os
@@ -11,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +30,12 @@ from convert.mapping import Tensors
 from flax_shufflenet import Architecture, functional
 from flax_shufflenet.weights import cast_floats, from_arrays
 
+Device = Any  # jax.Device, which type checkers take for a variable
+
 FLOAT64_BAR = 1e-10
 FLOAT32_BAR = 2.0
+ACCELERATOR_FLOAT32_BAR = 4.0
+"""Of JAX's float32 error as a multiple of PyTorch's on the CPU; accelerators add in another order."""
 
 
 class LayerComparison(NamedTuple):
@@ -44,8 +52,11 @@ class LayerComparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Proof:
-    """What was measured. ``failure`` says which bar was missed and where, and is None when none was."""
+    """What was measured on one device. ``failure`` says which bar was missed and where, and is None when none was;
+    it covers ``elsewhere``, the same on the accelerator, where there is one."""
 
+    device: str
+    float32_bar: float
     batches: tuple[str, ...]
     float64: float
     torch_float32: float
@@ -53,6 +64,7 @@ class Proof:
     top1_agreeing: int
     top1_images: int
     layers: tuple[LayerComparison, ...]
+    elsewhere: "Proof | None" = None
 
     @property
     def float32_ratio(self) -> float:
@@ -70,10 +82,12 @@ class Proof:
             return f"the nets differ from layer {self.layers[self.first_diverging].name} on"
         if not self.float64 <= FLOAT64_BAR:
             return f"the outputs differ by {self.float64:.1e} in float64"
-        if not self.float32_ratio <= FLOAT32_BAR:
+        if not self.float32_ratio <= self.float32_bar:
             return f"JAX's float32 error is {self.float32_ratio:.1f} times PyTorch's own"
         if self.top1_agreeing != self.top1_images:
             return f"the nets choose another class for {self.top1_images - self.top1_agreeing} images"
+        if self.elsewhere is not None and self.elsewhere.failure:
+            return f"on {self.elsewhere.device} {self.elsewhere.failure}"
         return None
 
 
@@ -125,11 +139,13 @@ def verify(
     architecture: Architecture,
     arrays: Mapping[str, np.ndarray],
     images: Sequence[np.ndarray] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> Proof:
     """Runs ``tensors`` in the layout's PyTorch net and ``arrays`` in the Flax net, on the same images.
 
     ``images`` are batches [N, H, W, 3], normalised; noise unless given. Layers are compared on the first.
     The two architectures differ only in what a layout expresses otherwise, such as a folded bias.
+    ``devices`` are those that JAX runs on, one or two; by default ``proving_devices()``.
 
     Raises:
         ConvertError: the tensors do not load into the layout's net, or the outputs overflow.
@@ -146,9 +162,11 @@ def verify(
 
     # XLA compiles for most of the time, and compiles on all cores while PyTorch runs. Tracing cannot be shared
     # between threads: capturing a module's layers changes its class while it lasts.
+    devices = proving_devices() if devices is None else devices
     traced = [
         _Traced(net, batch, with_layers=place == 0)
-        for net in (_FlaxNet(architecture, arrays, dtype) for dtype in (jnp.float32, jnp.float64))
+        for device in devices
+        for net in (_FlaxNet(architecture, arrays, dtype, device) for dtype in (jnp.float32, jnp.float64))
         for place, batch in enumerate(batches)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -156,11 +174,38 @@ def verify(
         torch_64 = [_run_torch(reference, names, batch) for batch in batches]
         torch_32 = [_run_torch(reference.float(), names, batch.astype(np.float32)) for batch in batches]
         jax_all = list(jax_runs)
-    jax_32, jax_64 = jax_all[: len(batches)], jax_all[len(batches) :]
     for run in (*torch_32, *torch_64):
         if not np.isfinite(run.output).all():
             raise ConvertError("the original net's outputs overflow on ordinary images; its weights are damaged")
+    proof = None
+    for place, device in reversed(list(enumerate(devices))):
+        own = jax_all[2 * len(batches) * place :]
+        jax_32, jax_64 = own[: len(batches)], own[len(batches) : 2 * len(batches)]
+        proof = _compare(device, batches, names, torch_32, torch_64, jax_32, jax_64, elsewhere=proof)
+    assert proof is not None
+    return proof
 
+
+def proving_devices() -> list[Device]:
+    """The CPU, and the first accelerator where JAX has one; without the CPU where ``JAX_PLATFORMS`` leaves it out."""
+    accelerators = [device for device in jax.devices() if device.platform != "cpu"]
+    try:
+        return [jax.devices("cpu")[0], *accelerators[:1]]
+    except RuntimeError:
+        return accelerators[:1]
+
+
+def _compare(
+    device: Device,
+    batches: Sequence[np.ndarray],
+    names: Mapping[str, str],
+    torch_32: Sequence[_Run],
+    torch_64: Sequence[_Run],
+    jax_32: Sequence[_Run],
+    jax_64: Sequence[_Run],
+    *,
+    elsewhere: Proof | None,
+) -> Proof:
     layers = tuple(
         LayerComparison(
             name,
@@ -171,8 +216,11 @@ def verify(
         )
         for flax_name, name in names.items()
     )
-    agreeing, count = _top1_agreement(torch_32, torch_64, jax_32)
+    bar = FLOAT32_BAR if device.platform == "cpu" else ACCELERATOR_FLOAT32_BAR
+    agreeing, count = _top1_agreement(torch_32, torch_64, jax_32, bar)
     return Proof(
+        device="cpu" if device.platform == "cpu" else device.device_kind,
+        float32_bar=bar,
         batches=tuple("x".join(map(str, batch.shape)) for batch in batches),
         float64=max(relative_difference(a.output, b.output) for a, b in zip(jax_64, torch_64, strict=True)),
         torch_float32=_pooled_error(torch_32, torch_64),
@@ -180,6 +228,7 @@ def verify(
         top1_agreeing=agreeing,
         top1_images=count,
         layers=layers,
+        elsewhere=elsewhere,
     )
 
 
@@ -188,25 +237,28 @@ def _pooled_error(runs: Sequence[_Run], truth: Sequence[_Run]) -> float:
     return relative_error(outputs, true_outputs)
 
 
-def _top1_agreement(torch_32: Sequence[_Run], torch_64: Sequence[_Run], jax_32: Sequence[_Run]) -> tuple[int, int]:
+def _top1_agreement(
+    torch_32: Sequence[_Run], torch_64: Sequence[_Run], jax_32: Sequence[_Run], bar: float
+) -> tuple[int, int]:
     """Images whose highest output is the same; where two are within PyTorch's rounding, either counts."""
     agreeing = count = 0
     for in_torch, truth, in_jax in zip(torch_32, torch_64, jax_32, strict=True):
-        agreeing += same_choices(in_jax.output, in_torch.output, truth.output)
+        agreeing += same_choices(in_jax.output, in_torch.output, truth.output, bar)
         count += len(truth.output)
     return agreeing, count
 
 
-def same_choices(scores: np.ndarray, in_torch: np.ndarray, truth: np.ndarray) -> int:
-    """Rows whose highest score is where ``truth`` has its own, or within PyTorch's rounding of it."""
-    rounding = 2 * FLOAT32_BAR * np.abs(in_torch - truth).max(axis=1)
+def same_choices(scores: np.ndarray, in_torch: np.ndarray, truth: np.ndarray, bar: float = FLOAT32_BAR) -> int:
+    """Rows whose highest score is where ``truth`` has its own, or within ``bar`` times PyTorch's rounding of it."""
+    rounding = 2 * bar * np.abs(in_torch - truth).max(axis=1)
     chosen = np.take_along_axis(truth, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
     return int(np.sum(truth.max(axis=1) - chosen <= rounding))
 
 
 def flax_output(architecture: Architecture, arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     """What the Flax net computes in float64 for normalised images [N, H, W, 3]."""
-    return _Traced(_FlaxNet(architecture, arrays, jnp.float64), images, with_layers=False).run().output
+    net = _FlaxNet(architecture, arrays, jnp.float64, proving_devices()[0])
+    return _Traced(net, images, with_layers=False).run().output
 
 
 def _run_torch(net: torch.nn.Module, names: Mapping[str, str], images: np.ndarray) -> _Run:
@@ -231,20 +283,24 @@ def _run_torch(net: torch.nn.Module, names: Mapping[str, str], images: np.ndarra
 
 
 class _FlaxNet:
-    """The Flax net in one dtype, taken apart."""
+    """The Flax net in one dtype and on one device, taken apart."""
 
-    def __init__(self, architecture: Architecture, arrays: Mapping[str, np.ndarray], dtype: DTypeLike) -> None:
+    def __init__(
+        self, architecture: Architecture, arrays: Mapping[str, np.ndarray], dtype: DTypeLike, device: Device
+    ) -> None:
         self.dtype = dtype = np.dtype(dtype)
+        self.device = device
         # A scope of its own, so that float64 is possible here whatever the caller's JAX is set to.
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.default_device(device):
             cast = cast_floats(arrays, dtype)
             model = from_arrays(architecture, cast, dtype=dtype)
-            self.structure, self.parameters, self.statistics = functional.split(model)
+            self.structure, *variables = functional.split(model)
+            self.parameters, self.statistics = jax.device_put(variables, device)
 
 
-def compiler_options(dtype: np.dtype) -> dict[str, str | bool | int | float] | None:
+def compiler_options(dtype: np.dtype, platform: str) -> dict[str, str | bool | int | float] | None:
     """Float64 proves that two functions are the same, for which unoptimised machine code does, and is ready sooner."""
-    in_haste = dtype == np.float64 and jax.default_backend() == "cpu"
+    in_haste = dtype == np.float64 and platform == "cpu"
     return {"xla_backend_optimization_level": 0} if in_haste else None
 
 
@@ -252,9 +308,10 @@ class _Traced:
     """A Flax net, traced for one batch but not yet compiled."""
 
     def __init__(self, net: _FlaxNet, images: np.ndarray, *, with_layers: bool) -> None:
-        self._compiler_options = compiler_options(net.dtype)
-        with jax.enable_x64(True):
-            self._inputs = net.parameters, net.statistics, jnp.asarray(images, net.dtype)
+        self._compiler_options = compiler_options(net.dtype, net.device.platform)
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            images_there = jax.device_put(images.astype(net.dtype), net.device)
+            self._inputs = net.parameters, net.statistics, images_there
             try:
                 apply = _apply_with_layers if with_layers else _apply
                 self._lowered = apply.lower(net.structure, *self._inputs)

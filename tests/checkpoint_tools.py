@@ -11,6 +11,7 @@ from convert_tools import small_architecture
 
 from convert import api, mapping
 from convert.layouts import LAYOUTS
+from convert.origin import describe_origin
 from convert.read import read
 from convert.select import Net, find_net
 from torch_ref.randomise import randomise
@@ -83,7 +84,7 @@ def take(path: Path, **options: object) -> Net:
     net = find_net(read(path).content, **options)
     mapping.check_names_and_shapes(net.layout, net.architecture, net.tensors)
     arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
-    api._check_round_trip(net, arrays, api._origin_metadata(net))
+    api._check_round_trip(net, arrays, describe_origin(net))
     return net
 
 

@@ -33,6 +33,7 @@ from convert import api, job, mapping
 from convert.across import rewrite
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
+from convert.origin import restore_origin
 from convert.read import Source, read
 from convert.verify import verify
 from flax_shufflenet.weights import ARCHITECTURE_KEY, to_bytes
@@ -209,7 +210,8 @@ def _try_flax(source: Source) -> None:
         raise ConvertError(str(error)) from None
     target = api.choose_layout(architecture, source.metadata)
     rewritten = rewrite(architecture, arrays, target)
-    api.restore_origin(mapping.to_tensors(rewritten.layout, rewritten.architecture, rewritten.arrays), source.metadata)
+    tensors = mapping.to_tensors(rewritten.layout, rewritten.architecture, rewritten.arrays)
+    restore_origin(rewritten, tensors, arrays, source.metadata)
 
 
 # What Python announces when a program is started, a connection opened or a name of a pickle looked up.

@@ -140,7 +140,7 @@ def make_pair(architecture: Architecture, shape: tuple[int, ...], dtype: str) ->
     torch_net = layout.build_reference(architecture)
     arrays = mapping.to_arrays(layout, architecture, torch_net.state_dict())
     jax_net = JaxNet(architecture, arrays, np.dtype(dtype))
-    compiled = jax_net.lower(shape).compile(compiler_options(jax_net.dtype))
+    compiled = jax_net.lower(shape).compile(compiler_options(jax_net.dtype, jax.default_backend()))
     return Pair(layout, architecture, torch_net, jax_net, compiled)
 
 

@@ -1,5 +1,6 @@
 """``python -m convert``: every layout to Flax and back, across layouts, its proof, its report and its exit codes."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -20,11 +21,13 @@ from flax import nnx
 
 import convert
 import flax_shufflenet as fs
+from convert import mapping
 from convert.__main__ import LayoutName
-from convert.across import family_of
-from convert.api import restore_origin
+from convert.across import family_of, rewrite
 from convert.layouts import LAYOUTS
-from convert.verify import verify
+from convert.origin import Restored, restore_origin
+from convert.report import Report
+from convert.verify import _FlaxNet, _Traced, proving_devices, verify
 from flax_shufflenet.weights import flat_arrays
 
 # As many classes as no default has, and for all tests the same, so that nets of one layout share their programs.
@@ -75,10 +78,64 @@ def test_half_precision_comes_back_as_it_was(tmp_path: Path, capsys: pytest.Capt
     assert_same_tensors(torch.load(tmp_path / "back.pt", weights_only=True), tensors)
 
 
-def test_weights_trained_on_from_half_precision_are_not_rounded_silently() -> None:
-    tensors = {"bn1.weight": torch.tensor([1 + 2**-20])}
+def half_precision_arrays(architecture: fs.Architecture) -> dict[str, np.ndarray]:
+    """A net's arrays as they come from a file in float16."""
+    arrays = flat_arrays(fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
+    random = np.random.default_rng(0)
+    return {
+        name: random.uniform(0.5, 2, array.shape).astype(np.float16).astype(np.float32)
+        if array.dtype == np.float32
+        else np.asarray(array)
+        for name, array in arrays.items()
+    }
+
+
+def restored(
+    architecture: fs.Architecture, arrays: dict[str, np.ndarray], target: str, metadata: dict[str, str]
+) -> Restored:
+    """In another layout, in the precision that the metadata tells."""
+    rewritten = rewrite(architecture, arrays, target)
+    tensors = mapping.to_tensors(rewritten.layout, rewritten.architecture, rewritten.arrays)
+    return restore_origin(rewritten, tensors, arrays, metadata)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "changes", "dtype"),
+    [
+        ("torchvision", "mmpretrain", {}, torch.float16),  # the same arrays under other names
+        ("weiaicunzai", "weiaicunzai", {"conv_bias": False}, torch.float16),  # given biases of zero
+        ("seed", "seed", {"conv_bias": True}, torch.float32),  # biases folded into means, which float16 does not hold
+    ],
+)
+def test_half_precision_goes_along_to_another_layout(
+    source: str, target: str, changes: dict[str, bool], dtype: torch.dtype
+) -> None:
+    """By the arrays it belongs to, and never two precisions in one file."""
+    architecture = dataclasses.replace(small_architecture(source), **changes)
+    arrays = half_precision_arrays(architecture)
+    half = {name: "float16" for name, array in arrays.items() if array.dtype == np.float32}
+    tensors, notes = restored(architecture, arrays, target, {"half_precision": json.dumps(half)})
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype, torch.int64}
+    assert any("does not fit into float16" in note for note in notes) == (dtype == torch.float32)
+
+
+def test_notes_on_half_precision_that_do_not_fit_the_net() -> None:
+    architecture = small_architecture("seed")
+    arrays = half_precision_arrays(architecture)
+    note = {"half_precision": json.dumps({"stem.bn.scale": "float16"})}
+    tensors, _ = restored(architecture, arrays, "seed", note)
+    assert [name for name, tensor in tensors.items() if tensor.dtype == torch.float16] == ["bn1.weight"]
+    trained = arrays | {"stem.bn.scale": arrays["stem.bn.scale"] + np.float32(2**-20)}
     with pytest.raises(convert.ConvertError, match=r"bn1\.weight does not fit into float16"):
-        restore_origin(tensors, {"half_precision": json.dumps({"bn1.weight": "float16"})})
+        restored(architecture, trained, "seed", note)
+    for bad in (
+        '{"bn1.weight": "float16"}',
+        '{"stem.bn.scale": "float8"}',
+        '{"stem.bn.num_batches_tracked": "float16"}',
+        "[",
+    ):
+        with pytest.raises(convert.ConvertError, match="its note on half precision cannot be read"):
+            restored(architecture, arrays, "seed", {"half_precision": bad})
 
 
 def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
@@ -253,7 +310,7 @@ def test_a_failed_proof_writes_nothing_and_shows_where(
     report = tmp_path / "report.md"
     outcome = run_convert(capsys, tmp_path / "net.pt", "--report", report)
     assert outcome.code == 1
-    assert "the proof failed, the nets differ from layer bn1 on; nothing was written" in outcome.err
+    assert "the proof failed, the nets differ from layer bn1 on; no net was written" in outcome.err
     assert "layer1.0.branch1.1" in outcome.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt", "report.md"]
     assert "failed: the nets differ from layer bn1 on" in report.read_text()
@@ -308,3 +365,26 @@ def test_files_that_exist_are_kept_unless_forced(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("arguments", [[], ["net.pt", "--stem", "vgg"], ["net.pt", "--no_such_flag"]])
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_convert(capsys, *arguments).code == 2
+
+
+def test_the_proof_is_made_on_the_cpu_and_on_an_accelerator_at_highest_precision() -> None:
+    """The same CPU stands for both; whatever precision and device the caller's JAX is set to."""
+    tensors = random_state_dict("seed", small_architecture("seed"))
+    (cpu,) = jax.devices("cpu")[:1]
+    architecture = mapping.infer_architecture(LAYOUTS["seed"], tensors)
+    arrays = mapping.to_arrays(LAYOUTS["seed"], architecture, tensors)
+    assert proving_devices()[0].platform == "cpu"
+    with jax.default_matmul_precision("bfloat16"):
+        proof = verify(LAYOUTS["seed"], architecture, tensors, architecture, arrays, devices=[cpu, cpu])
+        traced = _Traced(_FlaxNet(architecture, arrays, np.float32, cpu), np.zeros((1, 32, 32, 3)), with_layers=False)
+    text = traced._lowered.as_text()
+    assert "HIGHEST" in text
+    assert "DEFAULT" not in text
+    assert proof.failure is None
+    assert proof.elsewhere is not None
+    damaged = dataclasses.replace(proof.elsewhere, float64=1e-3, device="NVIDIA H200")
+    assert dataclasses.replace(proof, elsewhere=damaged).failure == (
+        "on NVIDIA H200 the outputs differ by 1.0e-03 in float64"
+    )
+    report = Report("net.pt", "", "PyTorch", "seed", architecture, 1, 1, (), proof)
+    assert sum(line.startswith("float64 ") for line in report.lines()) == 2

@@ -1,0 +1,53 @@
+"""What a file claims is held to what it has, and no number in it is too large to speak of."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_tools import saved, small_state_dict
+
+import convert
+from convert.read import read
+
+
+def with_pickle_changed(data: bytes, old: bytes, new: bytes) -> bytes:
+    """A checkpoint whose pickle has other bytes in one place."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("/data.pkl"):
+                assert content.count(old) == 1
+                content = content.replace(old, new)
+            target.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("count", [0, 899, 901, 1800, 65535])
+def test_a_storage_that_is_not_as_large_as_it_is_said_to_be(count: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    data = saved({"weight": torch.ones(300, 3)[:200]})
+    as_pickled = b"M" + (900).to_bytes(2, "little")
+    path.write_bytes(with_pickle_changed(data, as_pickled, as_pickled))
+    assert read(path).content["weight"].shape == (200, 3)
+    path.write_bytes(with_pickle_changed(data, as_pickled, b"M" + count.to_bytes(2, "little")))
+    reason = rf"data/0 has 3,600 bytes for what is said to be {count:,} values of float32; the file is damaged"
+    with pytest.raises(convert.ConvertError, match=reason):
+        read(path)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_keys_of_thousands_of_digits(in_file: bool, tmp_path: Path) -> None:
+    """Python does not write such numbers out, and no message has to."""
+    key, tensors = 10**5001, small_state_dict("seed")
+    for content, reason in (
+        ({key: torch.ones(2)}, "another net, with tensors such as a number of 16,613 bits"),
+        ({key: 3}, "a dictionary without tensors, with the keys a number of 16,613 bits"),
+        ({key: tensors, "other": dict(tensors)}, "holds 2 nets; choose one with --key: a number of 16,613 bits; other"),
+    ):
+        if in_file:
+            torch.save(content, tmp_path / "net.pt")
+        with pytest.raises(convert.ConvertError, match=reason):
+            convert.load_torch(tmp_path / "net.pt" if in_file else content)
