@@ -16,7 +16,7 @@ from convert.mapping import Tensors, infer_architecture, torch_names
 from convert.open_choices import Activation, Shuffle, Stem, decide
 from convert.parametrised import Parametrised, under_plain_names
 from convert.pruning import apply_masks
-from convert.tensors import check_sharing
+from convert.tensors import check_values, is_count
 from convert.whole_modules import WholeModule
 from flax_shufflenet import Architecture
 
@@ -136,9 +136,9 @@ def find_net(
     if beside := len(candidate.tensors) - len(own):
         notes.append(f"left out: {beside} tensors beside the net")
     tensors, head_notes, absent = _take(candidate, own, backbone)
-    if any(_is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
+    if any(is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
         notes.append("num_batches_tracked is stored as floating-point; made whole numbers")
-    tensors = _check_values(tensors)
+    tensors = check_values(tensors)
     layout, architecture, choices = decide(
         layout,
         tensors,
@@ -350,48 +350,3 @@ def _is_in_detector(candidate: _Candidate) -> bool:
     """Whether the rest of a NanoDet stands beside the backbone."""
     around = candidate.prefix.removesuffix("backbone.")
     return any(name.startswith((f"{around}fpn.", f"{around}head.")) for name in candidate.tensors)
-
-
-def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Plain dense tensors with values that a net can have; counts as whole numbers.
-
-    Raises:
-        ConvertError: another kind of tensor or dtype, NaN or infinite values, or a negative variance.
-    """
-    problems = [f"{name} is {problem}" for name, tensor in tensors.items() if (problem := _problem(name, tensor))]
-    dtypes = {tensor.dtype for name, tensor in tensors.items() if not _is_count(name)}
-    if torch.float64 in dtypes and len(dtypes) > 1:
-        problems.append("some weights are float64 and others are not; make them all one dtype")
-    if problems:
-        raise ConvertError(listing(problems))
-    check_sharing(tensors.values(), "tensors")
-    return {
-        name: tensor.detach().long() if _is_count(name) else tensor.detach().contiguous()
-        for name, tensor in tensors.items()
-    }
-
-
-def _is_count(name: str) -> bool:
-    return name.endswith(".num_batches_tracked")
-
-
-def _problem(name: str, tensor: torch.Tensor) -> str | None:
-    if tensor.is_quantized:
-        return "int8-quantised; save the float net's state_dict() before quantising"
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        kind = str(tensor.layout).removeprefix("torch.")
-        return f"a {kind} tensor on device {tensor.device}; make it a plain one on the CPU"
-    if tensor.nbytes > tensor.untyped_storage().nbytes():
-        return f"{list(tensor.shape)}, more than is stored of it; save a clone() of it"
-    if _is_count(name):
-        if tensor.numel() != 1 or tensor.is_complex():
-            return f"{tensor.dtype} of shape {list(tensor.shape)}, not one whole number"
-        count = float(tensor)
-        return None if count.is_integer() and 0 <= count < 2**31 else f"{count:g}, not a count that int32 holds"
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"{tensor.dtype}; weights are floating-point"
-    if not bool(torch.isfinite(tensor).all()):
-        return "not finite (NaN or infinity in it); the training diverged or the file is damaged"
-    if name.endswith(".running_var") and bool((tensor < 0).any()):
-        return "negative in places, which no variance is; the file is damaged"
-    return None

@@ -250,3 +250,47 @@ def test_other_stems_are_said_to_be_another_net(tmp_path: Path) -> None:
         assert said in reason
         assert reason.endswith("cannot be converted")
         assert "again" not in reason
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"])
+def test_float8_is_named_and_made_float32(dtype: str, tmp_path: Path) -> None:
+    tensors = {n: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for n, t in fresh_tensors().items()}
+    floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    said = f"conv1.weight and {len(floats) - 1} more tensors are torch.{dtype}; save tensor.to(torch.float32) of each"
+    assert refusal(write(tmp_path / "net.pt", tensors)).startswith(said)
+    mended = {name: tensor.to(torch.float32) if name in floats else tensor for name, tensor in tensors.items()}
+    found = take(write(tmp_path / "mended.pt", mended)).tensors
+    assert all(torch.equal(found[name].to(tensors[name].dtype), tensors[name]) for name in floats)
+    one = {**fresh_tensors(), "conv2.weight": tensors["conv2.weight"]}
+    assert refusal(write(tmp_path / "one.pt", one)).startswith(f"conv2.weight is torch.{dtype}; save tensor.to(")
+
+
+def fresh_tensors() -> dict[str, torch.Tensor]:
+    """The seed's, with values that eight bits hold."""
+    return {name: tensor.clamp(-8, 8) for name, tensor in small_state_dict("seed").items()}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool"])
+def test_whole_numbers_are_no_weights(dtype: str, tmp_path: Path) -> None:
+    tensors = {**fresh_tensors(), "conv2.weight": torch.ones(40, 128, 1, 1, dtype=getattr(torch, dtype))}
+    reason = refusal(write(tmp_path / "net.pt", tensors))
+    assert reason.startswith(f"conv2.weight is torch.{dtype}; weights are floating-point, and rounding ")
+    assert reason.endswith("save the float net's state_dict()")
+
+
+def test_complex_weights_without_imaginary_parts(tmp_path: Path) -> None:
+    tensors = {n: t.to(torch.complex64) if t.is_floating_point() else t for n, t in fresh_tensors().items()}
+    assert "weights are real; where the imaginary parts are 0, save tensor.real" in refusal(
+        write(tmp_path / "net.pt", tensors)
+    )
+    mended = {name: tensor.real if tensor.is_complex() else tensor for name, tensor in tensors.items()}
+    assert_same(take(write(tmp_path / "mended.pt", mended)).tensors, fresh_tensors())
+
+
+def test_float64_beside_float32(tmp_path: Path) -> None:
+    net = fresh_net("seed")
+    net.bn1.double()
+    assert refusal(write(tmp_path / "net.pt", net.state_dict())).startswith(
+        "bn1.weight and 3 more tensors are torch.float64, and other weights are not; make them all one dtype"
+    )
+    take(write(tmp_path / "mended.pt", net.double().state_dict()))

@@ -518,7 +518,7 @@ def test_dictionaries_in_memory() -> None:
         (kernel.to("meta"), "a strided tensor on device meta; make it a plain one"),
         (quantised()["conv2.weight"], "int8-quantised; save the float net's state_dict()"),
         (torch.ones(1).expand(8, 3, 3, 3), "more than is stored of it; save a clone() of it"),
-        (torch.view_as_complex(torch.ones(8, 3, 3, 3, 2)).conj(), "torch.complex64; weights are floating-point"),
+        (torch.view_as_complex(torch.ones(8, 3, 3, 3, 2)).conj(), "torch.complex64; weights are real"),
     ):
         with pytest.raises(convert.ConvertError, match=rf"^state_dict: conv1\.weight is .*{re.escape(reason)}"):
             convert.load_torch(seed_with(conv1__weight=tensor))
