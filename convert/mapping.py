@@ -1,6 +1,5 @@
 """Between a state_dict in one layout's names and the Flax net's arrays: by name, with nothing left over."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -12,7 +11,7 @@ from convert.errors import ConvertError, listing
 from convert.layouts import Layout
 from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
-from flax_shufflenet.weights import shapes
+from flax_shufflenet.weights import check_size, shapes
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -151,22 +150,6 @@ def _split_ratio(splits: list[tuple[int, int]]) -> float:
     raise ConvertError(f"basic blocks pass {described} channels on, which is no single split ratio")
 
 
-def check_size(architecture: Architecture, stored: int) -> None:
-    """Refuses widths far beyond the numbers stored: merely building such a net could take for ever.
-
-    Raises:
-        ConvertError: the net would be many times larger than what is stored of it.
-    """
-    widths = (architecture.stem_width, *architecture.stage_widths)
-    least = sum(before * after // 4 for before, after in itertools.pairwise(widths))
-    least += architecture.last_width * architecture.stage_widths[-1]
-    least += architecture.features_width * architecture.num_classes
-    if least > 4 * stored + 10_000_000:
-        raise ConvertError(
-            f"a net of these widths has more than {least:,} numbers, and {stored:,} are stored; the file is damaged"
-        )
-
-
 def expected_shapes(layout: Layout, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of this net, under its PyTorch name."""
     ours = shapes(architecture)
@@ -191,7 +174,10 @@ def check_names_and_shapes(layout: Layout, architecture: Architecture, tensors: 
     Raises:
         ConvertError: the first few that are missing, left over or of another shape, with both shapes.
     """
-    check_size(architecture, sum(tensor.numel() for tensor in tensors.values()))
+    try:
+        check_size(architecture, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
+    except ValueError as error:
+        raise ConvertError(str(error)) from None
     _check_image_channels(f"{layout.root}{layout.stem[0]}.weight", tensors)
     expected = expected_shapes(layout, architecture)
     missing = [f"{name} is missing" for name in expected if name not in tensors]

@@ -171,7 +171,10 @@ class Architecture:
             ValueError: not JSON, unknown or missing fields, values of another type, or an impossible net. Fields
                 that did not exist when the file was written have their defaults.
         """
-        fields = json.loads(text)
+        try:
+            fields = json.loads(text)
+        except RecursionError:
+            raise ValueError("lists within lists beyond all measure") from None
         types = {field.name: field.type for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not set(types) - _ADDED_LATER <= set(fields) <= set(types):
             raise ValueError(f"an architecture has the fields {', '.join(types)}")
@@ -185,7 +188,10 @@ class Architecture:
                     raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
             elif type(value) is not types[name]:
                 raise ValueError(f"{name} must be {types[name]}, not {value!r}")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except OverflowError as error:
+            raise ValueError(f"a width beyond all measure ({error})") from None
 
 
 def family_fields(family: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Saving and loading a net: one safetensors file with the weights, and the architecture in its metadata."""
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -68,6 +69,31 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return {_name(path): variable.get_value().shape for path, variable in variables}
 
 
+def check_size(architecture: Architecture, arrays: int, numbers: int) -> None:
+    """Refuses blocks and widths far beyond what is stored, which a few bytes of a file can claim: merely building such
+    a net could take for ever.
+
+    Args:
+        architecture: what is claimed.
+        arrays: how many are stored.
+        numbers: how many they hold in all.
+
+    Raises:
+        ValueError: the net would be many times larger than what is stored of it.
+    """
+    if sum(architecture.stage_blocks) + len(architecture.stage_blocks) > arrays:
+        raise ValueError("its architecture has more blocks than the file has arrays; it is damaged or altered")
+    widths = (architecture.stem_width, *architecture.stage_widths)
+    least = sum(before * after // 4 for before, after in itertools.pairwise(widths))
+    least += architecture.last_width * architecture.stage_widths[-1]
+    least += architecture.features_width * architecture.num_classes
+    if least > 4 * numbers + 10_000_000:
+        raise ValueError(
+            f"a net of these widths has more than {least:,} numbers, and {numbers:,} are stored; "
+            "the file is damaged or altered"
+        )
+
+
 def check_arrays(
     architecture: Architecture, arrays: Mapping[str, np.ndarray], *, dtype: DTypeLike | None = None
 ) -> None:
@@ -79,6 +105,7 @@ def check_arrays(
         ValueError: a missing or unknown name, or a shape or dtype that the net does not have there; the message
             lists the first few.
     """
+    check_size(architecture, len(arrays), sum(array.size for array in arrays.values()))
     _, variables = _without_values(architecture, jnp.dtype(dtype or jnp.float32), _widest_float())
     expected = {_name(path): variable.get_value() for path, variable in variables}
     problems = [f"{name} is missing" for name in expected if name not in arrays]
@@ -180,6 +207,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[Architecture, dict[str, np.ndar
     text = read_metadata(path)[ARCHITECTURE_KEY]
     try:
         architecture = Architecture.from_json(text)
-    except (ValueError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: its architecture cannot be read: {error}") from None
     return architecture, safetensors.numpy.load_file(path)

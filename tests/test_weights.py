@@ -107,6 +107,24 @@ def test_files_that_are_not_ours_are_named(tmp_path: Path, saved: Path) -> None:
             fs.load(saved)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("stage_blocks", [200_000, 1], "more blocks than the file has arrays"),
+        ("stage_widths", [2**40, 2**41], "a net of these widths has more than"),
+        ("stage_widths", [10**400, 2 * 10**400], "a width beyond all measure"),
+        ("num_classes", 10**12, "a net of these widths has more than"),
+    ],
+)
+def test_a_file_that_claims_a_net_beyond_all_measure(saved: Path, field: str, value: object, reason: str) -> None:
+    """Refused at once; merely building it would take minutes."""
+    arrays = safetensors.numpy.load_file(saved)
+    described = json.loads(fs.read_metadata(saved)["architecture"])
+    safetensors.numpy.save_file(arrays, saved, {"architecture": json.dumps(described | {field: value})})
+    with pytest.raises(ValueError, match=rf"net\.safetensors: .*{reason}"):
+        fs.load(saved)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
