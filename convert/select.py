@@ -10,10 +10,10 @@ import torch
 
 from convert import misfits, parametrised, whole_modules
 from convert.errors import ConvertError, listing, printable
-from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
 from convert.open_choices import Activation, Shuffle, Stem, decide
+from convert.other_content import explain, text_of
 from convert.parametrised import Parametrised, under_plain_names
 from convert.pruning import apply_masks
 from convert.tensors import check_values, is_count
@@ -28,26 +28,6 @@ _BYSTANDERS = ("total_ops", "total_params", "n_averaged")
 
 # Parts of the names that trainers have for averaged weights.
 _AVERAGES = {"avg", "ema", "emamodel", "modelema", "netema", "averaged", "swa"}
-
-# Keys that tell other architectures, for the refusal to name.
-_OTHER_NETS = {
-    "_packed_params": "an int8-quantised net; save the float net's state_dict() before quantising",
-    "stage2.0.g_conv_1x1_compress": "ShuffleNet version 1",
-    "layer1.0.downsample": "a ResNet",
-    "layer1.0.shortcut": "a ResNet",
-    "layer1.0.conv1": "a ResNet",
-    "layer1.0.bn3": "a ResNet or ShuffleNet version 1",
-    "features.0.branch_main_1": "ShuffleNetV2+",
-    "features.denseblock1": "a DenseNet",
-    "features.1.conv.0.0": "MobileNetV2",
-    "features.1.block.0.0": "MobileNetV3 or EfficientNet",
-    "features.3.squeeze": "SqueezeNet",
-    "layers.0.conv1": "a MobileNet of kuangliu/pytorch-cifar",
-    "Conv2d_1a_3x3": "an Inception net",
-    "encoder.layers.encoder_layer_0": "a vision transformer",
-    "blocks.0.attn": "a vision transformer",
-    "features.0": "a VGG net or AlexNet",
-}
 
 
 @dataclass(frozen=True)
@@ -178,14 +158,7 @@ def _mappings(
         yield where, content
     for key, value in items:
         if isinstance(value, Mapping | list | tuple):
-            yield from _mappings(value, f"{where}.{printable(_text(key), 100)}".lstrip("."), depth + 1, seen)
-
-
-def _text(key: Any) -> str:
-    try:
-        return str(key)
-    except ValueError:  # Python writes out no number of more than some 4,300 digits
-        return f"a number of {key.bit_length():,} bits"
+            yield from _mappings(value, f"{where}.{printable(text_of(key), 100)}".lstrip("."), depth + 1, seen)
 
 
 def _candidates(content: Any) -> Iterator[_Candidate]:
@@ -211,36 +184,24 @@ def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
 
 
 def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str | None) -> _Candidate:
+    if not candidates:
+        items = [(text_of(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
+        raise ConvertError(explain(content, items))
     if key is not None:
         chosen = [candidate for candidate in candidates if candidate.place == key.strip(".")]
         if not chosen:
-            places = listing([candidate.place for candidate in candidates]) or "none"
+            places = listing([candidate.place for candidate in candidates])
             raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is one at: {places}")
     else:
         chosen = [candidate for candidate in candidates if candidate.is_average == use_ema]
-        if candidates and not chosen:
+        if not chosen:
             if use_ema:
                 raise ConvertError("--use_ema: there are no averaged weights in this file; leave it out")
             chosen = candidates  # a file of averaged weights alone
-    if not chosen:
-        raise ConvertError(f"no ShuffleNetV2 in it; it looks like {_describe(content)}; name another file")
     if len(chosen) > 1:
         places = listing([candidate.place for candidate in chosen], shown=8)
         raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
     return chosen[0]
-
-
-def _describe(content: Any) -> str:
-    items = [(_text(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
-    for part, what in _OTHER_NETS.items():
-        if any(part in name for name, _ in items):
-            return what
-    if names := [name for name, value in items if torch.is_tensor(value)]:
-        return f"another net, with tensors such as {listing(names)}"
-    if isinstance(content, Mapping):
-        keys = listing([_text(key) for key in content])
-        return f"a dictionary without tensors, with the keys {keys}" if keys else "an empty dictionary"
-    return "a lone object without tensors" if isinstance(content, StandIn) else f"a lone {type(content).__name__}"
 
 
 def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool) -> dict[str, torch.Tensor]:

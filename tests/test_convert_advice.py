@@ -1,35 +1,18 @@
 """What a refusal says is so, and what it advises works: each file is made with PyTorch, refused, mended as the refusal
 says, and converted."""
 
-import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_tools import assert_same, saved, small_net, small_state_dict, take
+from checkpoint_tools import assert_same, fresh_net, refusal, small_state_dict, take, write
 from convert_tools import small_architecture
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
-
-
-def fresh_net(layout: str) -> nn.Module:
-    return copy.deepcopy(small_net(layout))
-
-
-def write(path: Path, content: object) -> Path:
-    path.write_bytes(saved(content))
-    return path
-
-
-def refusal(path: Path, **options: object) -> str:
-    with pytest.raises(ConvertError) as refused:
-        take(path, **options)
-    return str(refused.value).removeprefix(f"{path}: ")
 
 
 def layers(net: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:

@@ -171,7 +171,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "JSON": (lambda: b'{"error": "no such file", "code": 404}', "not a checkpoint"),
     "gzip": (lambda: gzip.compress(saved(small_state_dict("seed"))), "gzip-compressed; unpack it first"),
     "NumPy": (lambda: _numpy(np.save), "a NumPy array"),
-    "NumPy's zip": (lambda: _numpy(np.savez), "a zip archive, but not a checkpoint"),
+    "NumPy's zip": (lambda: _numpy(np.savez), "NumPy's archive of arrays"),
     "ONNX": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x032.1", "perhaps an ONNX model"),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "bare pickle": (lambda: pickle.dumps({"a": 1}), "a bare pickle"),
