@@ -172,7 +172,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "gzip": (lambda: gzip.compress(saved(small_state_dict("seed"))), "gzip-compressed; unpack it first"),
     "NumPy": (lambda: _numpy(np.save), "a NumPy array"),
     "NumPy's zip": (lambda: _numpy(np.savez), "NumPy's archive of arrays"),
-    "ONNX": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x032.1", "perhaps an ONNX model"),
+    "ONNX": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x032.1", "an ONNX model, it seems"),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "bare pickle": (lambda: pickle.dumps({"a": 1}), "a bare pickle"),
     "noise": (lambda: random.Random(0).randbytes(4096), "not a checkpoint"),
@@ -393,7 +393,7 @@ def test_weights_that_were_altered_are_noticed(tmp_path: Path) -> None:
     [
         ("folder", "a folder; name the checkpoint file in it"),
         ("circle", "a link that leads back to itself"),
-        ("dangling", "no such file"),
+        ("dangling", "a link to {folder}/nowhere, where there is no file"),
         ("nothing", "no such file"),
         ("fifo", "not a regular file"),
         ("x" * 300, "File name too long"),
@@ -405,7 +405,7 @@ def test_names_that_are_no_files(name: str, reason: str, tmp_path: Path, capsys:
     (tmp_path / "back").symlink_to(tmp_path / "circle")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "fifo")
-    assert assert_refused(capsys, tmp_path / name) == reason
+    assert assert_refused(capsys, tmp_path / name) == reason.format(folder=tmp_path)
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
