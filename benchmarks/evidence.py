@@ -19,6 +19,7 @@ import flax_shufflenet as fs
 from benchmarks.report import installed_versions
 from convert import evidence
 from convert.evidence import Hypothesis
+from convert.input_evidence import Scale, weigh_input
 from convert.open_choices import ACTIVATION, QUESTIONS, SHUFFLE, STEM, Question
 from flax_shufflenet.training import data
 from flax_shufflenet.training.data import Dataset
@@ -26,7 +27,8 @@ from torch_ref.randomise import randomise
 
 
 class Net(NamedTuple):
-    """What to train: ``truth`` is which of the question's two graphs, 0 or 1; ``side`` that of its images."""
+    """What to train: ``truth`` is which of the question's two graphs, 0 or 1; ``side`` that of its images, which are
+    normalised, red first, or as ``scale`` and ``bgr`` say."""
 
     question: Question
     truth: int
@@ -36,6 +38,8 @@ class Net(NamedTuple):
     steps: int = 200
     seed: int = 0
     batch: int = 64
+    scale: Scale = "normalised"
+    bgr: bool = False
 
 
 NETS = (
@@ -50,6 +54,13 @@ NETS = (
         Net(STEM, 1, name, side, steps=60, seed=7, batch=16)
         for side in (128, 224, 448)
         for name in ("digits", "cifar10")
+    ),
+    # Nets that take their images in other ways.
+    *(
+        Net(STEM, truth, name, (32, 64)[truth], steps=100, seed=3, scale=scale, bgr=bgr)
+        for truth in (0, 1)
+        for scale in ("0 to 1", "0 to 255")
+        for name, bgr in (("digits", False), ("cifar10", False), ("cifar10", True))
     ),
     # These nets pool 7x7 values at their end, so that they take 224 pixels.
     *(Net(SHUFFLE, truth, name, 224, steps=40, batch=16) for truth in (0, 1) for name in ("digits", "cifar10")),
@@ -74,12 +85,18 @@ def train(net: Net, dataset: Dataset) -> dict[str, torch.Tensor]:
     parameters = [*reference.parameters(), *(head.parameters() if head else ())]
     optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, net.steps)
-    mean, std = (np.asarray(values, np.float32) for values in (dataset.mean, dataset.std))
+    mean, std = {
+        "normalised": (dataset.mean, dataset.std),
+        "0 to 1": ((0.0,) * 3, (1.0,) * 3),
+        "0 to 255": ((0.0,) * 3, (1 / 255,) * 3),
+    }[net.scale]
+    mean, std = (np.asarray(values, np.float32) for values in (mean, std))
     random = np.random.default_rng(net.seed)
     for _ in range(net.steps):
         chosen = random.integers(0, len(dataset.train_labels), net.batch)
         images = (dataset.train_images[chosen].astype(np.float32) / 255 - mean) / std
-        x = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        images = images[..., ::-1] if net.bgr else images
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         if net.side != x.shape[-1]:
             x = F.interpolate(x, size=(net.side, net.side), mode="bilinear", antialias=True)
         output = reference(x)
@@ -101,7 +118,10 @@ def measure(data_dir: Path | None) -> Iterator[dict[str, Any]]:
         if net.dataset in datasets:
             trained = train(net, datasets[net.dataset])
             name = f"{net.dataset}, {net.side}x{net.side}, size {net.size}, {net.steps} steps"
+            if (net.scale, net.bgr) != ("normalised", False):
+                name += f", {net.scale}, {'bgr' if net.bgr else 'rgb'}"
             yield _row(name, net.question, list(net.question.graphs)[net.truth], trained, net.size, 10)
+            yield _input_row(name, net, trained)
     for question in QUESTIONS.values():
         first = hypotheses(question, 0.5, 10)[0]
         torch.manual_seed(0)
@@ -124,6 +144,21 @@ def _row(
         "place": None if found is None else found.place,
         "explained": None if found is None else found.explained,
         "says": "undecided" if says is None else list(question.graphs)[says],
+    }
+
+
+def _input_row(name: str, net: Net, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What the stem tells of the images' scale and of the order of colours, the latter where it can."""
+    layout, architecture = hypotheses(net.question, net.size, 10)[net.truth]
+    found = weigh_input(layout, architecture, tensors)
+    scale, order = (None, None) if found is None else (found.scale, found.order)
+    return {
+        "question": "input",
+        "net": name,
+        "truth": f"{net.scale}, {'bgr' if net.bgr else 'rgb'}" if order else net.scale,
+        "mean": None if found is None else found.mean,
+        "deviation": None if found is None else found.deviation,
+        "says": "undecided" if scale is None else f"{scale}, {order}" if order else scale,
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from convert import mapping
 from convert.across import Rewritten, family_of, rewrite
 from convert.errors import ConvertError
+from convert.input_evidence import settle_input
 from convert.layouts import LAYOUTS, Layout
 from convert.open_choices import Activation, Shuffle, Stem
 from convert.origin import describe_origin, restore_origin
@@ -111,7 +112,8 @@ def convert_source(
             key=key,
         )
         arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
-        metadata = describe_origin(net)
+        input_notes, expected_input = settle_input(net.layout, net.architecture, net.tensors)
+        metadata = {**describe_origin(net), **expected_input}
         _check_round_trip(net, arrays, metadata)
         if target is not None:
             rewrite(net.architecture, arrays, target)  # a refusal need not wait for the proof
@@ -126,7 +128,7 @@ def convert_source(
         architecture=net.architecture,
         tensors=len(net.tensors),
         parameters=count_parameters(arrays),
-        notes=(*net.notes, *_dtype_notes(net)),
+        notes=(*net.notes, *input_notes, *_dtype_notes(net)),
         proof=proof,
     )
     return Conversion(net, arrays, {**metadata, **report.metadata(), "layout": net.layout.name}, report)

@@ -46,6 +46,28 @@ class ImageOptions:
             raise OptionError(f"--mean must be three finite numbers, not {self.mean}")
         if self.std is not None and not all(value > 0 and math.isfinite(value) for value in self.std):
             raise OptionError(f"--std must be three finite numbers above 0, not {self.std}")
+        _refuse_values_to_255(self.mean, self.std)
+
+
+def _refuse_values_to_255(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Such as Caffe's and OpenMMLab's: no mean and no deviation of values from 0 to 1 is above 1."""
+    if max([*(mean or ()), *(std or ())], default=0) <= 1:
+        return
+    # Beside such means, deviations of 1 leave the values' range as it is; smaller ones are of values from 0 to 1.
+    std_over = 255 if std and max(std) >= 1 else 1
+    raise OptionError(
+        f"{_as_options(mean, std)}: for values from 0 to 255, but here values lie between 0 and 1; divided by 255: "
+        f"{_as_options(mean, std, 255, std_over)}"
+    )
+
+
+def _as_options(
+    mean: Sequence[float] | None, std: Sequence[float] | None, mean_over: int = 1, std_over: int = 1
+) -> str:
+    given = (("--mean", mean, mean_over), ("--std", std, std_over))
+    return " ".join(
+        f"{name} {' '.join(f'{value / divisor:.6g}' for value in values)}" for name, values, divisor in given if values
+    )
 
 
 def note(assumed: Mapping[str, str], options: ImageOptions) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -17,8 +17,10 @@ from flax_shufflenet.training.config import DATASETS, OptionError, check_dataset
 from flax_shufflenet.training.runs import wilson_interval
 
 if TYPE_CHECKING:
+    from flax_shufflenet.images import ImageError
     from flax_shufflenet.pixel_net import PixelNet
     from flax_shufflenet.preprocessing import Preprocessing
+    from flax_shufflenet.training.image_folder import ImageFiles
 
 _BATCH = 128
 
@@ -41,13 +43,17 @@ class Options(ImageOptions):
             help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
         ),
     ] = None
-    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS, or in FOLDER/val/CLASS."""
+    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS (or val, valid, validation) or, where it
+    has no parts, in FOLDER/CLASS, without those that the net was trained on with --test_share."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets, where CIFAR is kept."""
 
     test_flip: bool = False
     """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
+
+    skip_unreadable: bool = False
+    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
 
     json: bool = False
     """Print one JSON object."""
@@ -59,12 +65,16 @@ class Options(ImageOptions):
 
 
 class EvaluationSet(NamedTuple):
-    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels."""
+    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels.
+
+    ``size`` counts those that cannot be read too; ``unreadable`` gets them on the way.
+    """
 
     source: str
     class_names: tuple[str, ...]
     size: int
     batches: Iterable[tuple[np.ndarray, np.ndarray]]
+    unreadable: "list[ImageError]"
 
 
 class Result(NamedTuple):
@@ -98,16 +108,20 @@ def evaluate(options: Options) -> int:
     if not classes:
         raise ValueError(f"{options.net}: a backbone, which has no classes")
     assumed = {name: what for name, what in expected.assumed.items() if name != "class names"}
-    dataset = options.dataset or read_metadata(options.net).get("dataset")
+    metadata = read_metadata(options.net)
+    dataset = options.dataset or metadata.get("dataset")
     if dataset is None:
         dataset = _dataset_by_count(options.net, classes)
         assumed["dataset"] = f"{dataset}, from the net's {classes} classes (--dataset to change it)"
     check_dataset(dataset)
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+    if options.skip_unreadable and dataset in DATASETS:
+        raise OptionError(f"--skip_unreadable is for a folder of images, not for {dataset}")
+    if dataset not in DATASETS and not expected.names_known:
+        assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)
-    test = _evaluation_set(dataset, options.data_dir, expected)
-    _check_classes(options.net, expected, classes, dataset, test)
+    test = _evaluation_set(options, dataset, expected, metadata)
 
     result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
     if options.json:
@@ -124,35 +138,95 @@ def _dataset_by_count(net: Path, classes: int) -> str:
     return datasets[classes]
 
 
-def _check_classes(net: Path, expected: "Preprocessing", classes: int, dataset: str, test: EvaluationSet) -> None:
-    if len(test.class_names) != classes:
-        raise ValueError(f"{net} has {classes} classes, but {dataset} has {len(test.class_names)}")
-    differing = [pair for pair in zip(expected.class_names, test.class_names, strict=True) if pair[0] != pair[1]]
-    if expected.names_known and differing:
-        ours, theirs = differing[0]
-        raise ValueError(f"{net} has other classes than {dataset}: {ours!r} where that has {theirs!r}")
+def _by_the_nets_names(
+    net: Path, expected: "Preprocessing", dataset: str, class_names: tuple[str, ...], labels: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The dataset's classes and labels in the net's order, which the names tell where the net's file has them.
+
+    Raises:
+        ValueError: they are other classes.
+    """
+    names = expected.class_names
+    if len(class_names) != len(names):
+        raise ValueError(f"{net} has {len(names)} classes, but {dataset} has {len(class_names)}")
+    if not expected.names_known:
+        return class_names, labels
+    ours, theirs = (
+        [name for name in one if name not in other] for one, other in ((names, class_names), (class_names, names))
+    )
+    if ours or theirs:
+        raise ValueError(f"{net} has other classes than {dataset}: {_some(ours)} where that has {_some(theirs)}")
+    return names, np.array([names.index(name) for name in class_names])[labels]
 
 
-def _evaluation_set(dataset: str, data_dir: Path, expected: "Preprocessing") -> EvaluationSet:
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def _evaluation_set(
+    options: Options, dataset: str, expected: "Preprocessing", metadata: Mapping[str, str]
+) -> EvaluationSet:
     from PIL import Image
 
-    from flax_shufflenet.images import batches, in_threads, read
-    from flax_shufflenet.training import data, image_folder
+    from flax_shufflenet.images import ImageError, in_threads, read_as
+    from flax_shufflenet.training import data
+    from flax_shufflenet.training.image_folder import refuse_or_skip
 
+    unreadable: list[ImageError] = []
     if dataset in DATASETS:
-        whole = data.load(dataset, data_dir)
+        whole = data.load(dataset, options.data_dir)
         source, class_names, labels = whole.source, whole.class_names, whole.test_labels
         fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
     else:
-        files = image_folder.files_to_test(Path(dataset))
-        source, class_names, labels = str(files.folder), files.class_names, files.labels
-        fitted = in_threads(lambda path: expected.fit(read(path)), files.paths, ahead=2 * _BATCH)
+        files, source = _files_of(Path(dataset), options.net, metadata)
+        class_names, labels = files.class_names, files.labels
+        unreadable += files.unreadable
+        fitted = in_threads(lambda path: read_as(path, expected.fit), files.paths, ahead=2 * _BATCH)
+    class_names, labels = _by_the_nets_names(options.net, expected, dataset, class_names, labels)
 
     def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in batches(labels.tolist(), _BATCH):
-            yield np.stack([next(fitted) for _ in batch]), np.array(batch)
+        images, own, read = [], [], 0
+        for image, label in zip(fitted, labels.tolist(), strict=True):
+            if isinstance(image, ImageError):
+                unreadable.append(image)
+            elif not unreadable or options.skip_unreadable:  # otherwise the rest is read only to be named
+                images.append(image)
+                own.append(label)
+                read += 1
+            if len(own) == _BATCH:
+                yield np.stack(images), np.array(own)
+                images, own = [], []
+        refuse_or_skip(unreadable, Path(dataset), skip=options.skip_unreadable)
+        if not read:
+            raise ValueError(f"{source}: no image that can be read")
+        if own:
+            yield np.stack(images), np.array(own)
 
-    return EvaluationSet(source, class_names, len(labels), in_batches())
+    return EvaluationSet(source, class_names, len(labels), in_batches(), unreadable)
+
+
+def _files_of(folder: Path, net: Path, metadata: Mapping[str, str]) -> "tuple[ImageFiles, str]":
+    """The files to test on, and for people where they are from. Those that the net was trained on are left out of a
+    folder that does not say which are for testing, or it is said that they are."""
+    from flax_shufflenet.training import held_out, image_folder
+
+    files = image_folder.files_to_test(folder)
+    if "dataset" in metadata and image_folder.is_training_part(folder, Path(metadata["dataset"])):
+        return files, f"{folder}, which the net was trained on"
+    if "trained_on" not in metadata or files.folder != folder:
+        return files, str(files.folder)
+    try:
+        learnt = held_out.which_of(files.names, metadata["trained_on"])
+    except ValueError as error:
+        raise ValueError(f"{net}: {error}") from None
+    if learnt.size and learnt.all():
+        raise ValueError(
+            f"{folder}: {net} was trained on all {len(learnt):,} images in it, by their names; if they are others, "
+            f"move its classes to {folder / 'test'}"
+        )
+    left_out = f", its {learnt.sum():,} training images left out" if learnt.any() else ""
+    return files.only(~learnt), f"{folder}{left_out}"
 
 
 def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool) -> Result:
@@ -167,7 +241,7 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool)
     def scores_of(pixels: jax.Array) -> jax.Array:
         return net(pixels) + net(pixels[:, :, ::-1]) if test_flip else net(pixels)
 
-    batch_size = min(_BATCH, test.size)
+    batch_size = max(1, min(_BATCH, test.size))
     pixels = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
     run_net = jax.jit(scores_of, compiler_options=batch_options()).lower(pixels).compile()
     images = np.zeros(len(test.class_names), int)
@@ -185,16 +259,19 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool)
         images += np.bincount(labels, minlength=len(images))
         correct += np.bincount(labels[scores.argmax(axis=1) == labels], minlength=len(images))
     seconds = time.perf_counter() - started
-    return Result(images, correct, loss / test.size, test.size / seconds, jax.devices()[0].device_kind)
+    count = int(images.sum())
+    return Result(images, correct, loss / count, count / seconds, jax.devices()[0].device_kind)
 
 
 def _record(options: Options, test: EvaluationSet, result: Result, expected: "Preprocessing") -> dict[str, Any]:
+    count = int(result.images.sum())
     return {
         "net": str(options.net),
         "source": test.source,
-        "images": test.size,
+        "images": count,
+        "skipped": [str(error) for error in test.unreadable],
         "accuracy": result.accuracy,
-        "accuracy_95": wilson_interval(int(result.correct.sum()), test.size),
+        "accuracy_95": wilson_interval(int(result.correct.sum()), count),
         "loss": result.loss,
         "classes": {
             name: {"images": int(images), "correct": int(correct)}
@@ -214,9 +291,10 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    low, high = wilson_interval(int(result.correct.sum()), test.size)
+    count = int(result.images.sum())
+    low, high = wilson_interval(int(result.correct.sum()), count)
     flip = ", each also mirrored" if options.test_flip else ""
-    print(f"data      {test.source}: {test.size:,} test images{flip}")
+    print(f"data      {test.source}: {count:,} test images{flip}")
     print(f"accuracy  {result.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}")
     print(f"loss      {result.loss:.4f}")
     print(f"speed     {result.images_per_second:,.0f} images/s, without compiling, on {result.device}")

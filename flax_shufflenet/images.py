@@ -1,11 +1,12 @@
 """Image files of any kind as pixels: found, decoded by several threads, brought to one size."""
 
 import collections
+import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,14 +23,69 @@ class ImageError(ValueError):
     """A file cannot be read as an image; the message is one line that names it."""
 
 
-def find(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by path; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (name for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
-        found += [Path(parent, name) for name in names]
-    return sorted(found)
+class Found(NamedTuple):
+    """Image files, sorted by path; where each of them really lies; and the folders that cannot be read."""
+
+    paths: list[Path]
+    real_paths: list[str]
+    unreadable: list[ImageError]
+
+
+def find(folder: Path) -> Found:
+    """The image files below a folder; hidden files and folders are passed over.
+
+    Links are followed, but for those to a folder that they lie in, and each real file counts once: by its name with the
+    fewest links on its way, the first in order of several.
+    """
+    waiting = [(0, folder)]
+    visited: set[tuple[int, int]] = set()
+    candidates: list[tuple[int, Path, str]] = []
+    unreadable: list[ImageError] = []
+    while waiting:
+        links, parent = heapq.heappop(waiting)
+        try:
+            status = parent.stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(parent) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            unreadable.append(ImageError(f"{parent}: this folder cannot be read ({error.strerror})"))
+            continue
+        real_parent = os.path.realpath(parent)
+        for entry in entries:
+            path, is_link = Path(entry.path), entry.is_symlink()
+            if _is_folder(entry):
+                if not (is_link and leads_back(path)):
+                    heapq.heappush(waiting, (links + is_link, path))
+            elif _is_image_name(entry.name):
+                real = os.path.realpath(path) if is_link else os.path.join(real_parent, entry.name)
+                candidates.append((links + is_link, path, real))
+    path_of: dict[str, Path] = {}
+    for _, path, real in sorted(candidates):
+        path_of.setdefault(real, path)
+    found = sorted((path, real) for real, path in path_of.items())
+    return Found([path for path, _ in found], [real for _, real in found], unreadable)
+
+
+def leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder that it lies in, at whatever depth, so that it runs in a circle."""
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, os.path.realpath(link.parent)]) == target
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except PermissionError:  # a link to where one may not look: reading it as a folder then says so
+        return not _is_image_name(entry.name)
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
 
 
 def read(path: Path) -> Image.Image:
@@ -45,8 +101,16 @@ def read(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError ...
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(f" {str(path)!r}", "")
         raise ImageError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
+
+
+def read_as(path: Path, fit: Callable[[Image.Image], Result]) -> Result | ImageError:
+    """What ``fit`` makes of the image in a file; where that cannot be read, the error, so that the others go on."""
+    try:
+        return fit(read(path))
+    except ImageError as error:
+        return error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

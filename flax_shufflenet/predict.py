@@ -16,6 +16,7 @@ from flax_shufflenet.command_line import ImageOptions, note, run
 from flax_shufflenet.training.config import OptionError
 
 if TYPE_CHECKING:
+    from flax_shufflenet.images import ImageError
     from flax_shufflenet.pixel_net import PixelNet
     from flax_shufflenet.preprocessing import Preprocessing
 
@@ -30,14 +31,15 @@ class Options(ImageOptions):
     Class names, normalisation and image size come from the net's file. A net converted from PyTorch has none: what is
     then assumed is said on stderr. Images may be of any kind that Pillow reads; they are turned upright by their EXIF
     data, transparent parts become white, 16 bits a value become 8. Exit codes: 0 done; 2 the command line is wrong; 1
-    anything else, also where one of many images cannot be read, which is named on stderr and left out.
+    anything else, also where one of many images or folders cannot be read, which is named on stderr and left out.
     """
 
     net: Annotated[Positional[Path], arg(metavar="NET")]
     """The net: a file that training, convert or flax_shufflenet.save wrote."""
 
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...", help_behavior_hint="(required)")]
-    """Image files, or folders, whose image files are taken with those of their subfolders, sorted."""
+    """Image files, or folders, whose image files are taken with those of their subfolders, sorted; links are followed,
+    and each file counts once."""
 
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 3, or all where there are fewer)")] = (
         None
@@ -48,7 +50,7 @@ class Options(ImageOptions):
     """Print one JSON object a line and image."""
 
     classes: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: as the net's file says)")] = None
-    """Text file with the name of one class a line, in the net's order."""
+    """Text file (UTF-8) with the name of one class a line, in the net's order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,10 +85,11 @@ def predict(options: Options) -> int:
         raise ValueError(f"{options.net}: a backbone, which has no classes")
     if options.top_k is not None and options.top_k > classes:
         raise OptionError(f"--top_k must be at most {classes}, the classes of {options.net}, not {options.top_k}")
-    paths = _files(options.images)
+    paths, unreadable = _files(options.images)
     note(expected.assumed, options)
+    for error in unreadable:
+        _say(error)
 
-    unreadable: list[str] = []
     net = of_pixels(fuse(model), expected)
     predictions = _predictions(net, expected, paths, options.top_k or min(3, classes), unreadable)
     if options.json:
@@ -102,54 +105,58 @@ def predict(options: Options) -> int:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        # Notepad and Excel begin a UTF-8 file with a byte-order mark, which is no part of the first name.
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"--classes {path} cannot be read ({getattr(error, 'strerror', None) or 'not text'})"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise OptionError(f"--classes {path} cannot be read ({reason})") from None
 
 
-def _files(images: Sequence[Path]) -> list[Path]:
+def _files(images: Sequence[Path]) -> "tuple[list[Path], list[ImageError]]":
+    """The image files that are named, and those in the folders that are; and what folders cannot be read."""
     from flax_shufflenet.images import ENDINGS, find
 
-    paths = []
+    paths, unreadable = [], []
     for path in images:
-        found = find(path) if path.is_dir() else [path]
-        if not found:
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        found = find(path)
+        if not (found.paths or found.unreadable):
             raise ValueError(f"{path}: no images in it ({' '.join(ENDINGS)})")
-        paths += found
-    return paths
+        paths += found.paths
+        unreadable += found.unreadable
+    return paths, unreadable
+
+
+def _say(error: "ImageError") -> None:
+    print(f"predict: {error}", file=sys.stderr)
 
 
 def _predictions(
-    net: "PixelNet", expected: "Preprocessing", paths: Sequence[Path], top_k: int, unreadable: list[str]
+    net: "PixelNet", expected: "Preprocessing", paths: Sequence[Path], top_k: int, unreadable: "list[ImageError]"
 ) -> Iterator[Prediction]:
-    """Predictions in the order of ``paths``; names the files that cannot be read on stderr and in ``unreadable``."""
+    """Predictions in the order of ``paths``; names the files that cannot be read on stderr and adds them to
+    ``unreadable``."""
     import jax
     from PIL.Image import DecompressionBombWarning
 
-    from flax_shufflenet.images import ImageError, batches, in_threads, read
+    from flax_shufflenet.images import ImageError, batches, in_threads, read_as
     from flax_shufflenet.inference import batch_options
 
     warnings.simplefilter("ignore", DecompressionBombWarning)  # a large photograph; twice as large is an error
 
-    def decode(path: Path) -> np.ndarray | ImageError:
-        try:
-            return expected.fit(read(path))
-        except ImageError as error:
-            return error
-
     batch_size = next((size for size in _BATCHES if size >= len(paths)), _BATCHES[-1])
     run_net = jax.jit(net, compiler_options=batch_options())
-    decoded = in_threads(decode, paths, ahead=2 * batch_size)
+    decoded = in_threads(lambda path: read_as(path, expected.fit), paths, ahead=2 * batch_size)
     for batch in batches(paths, batch_size):
         pixels = np.zeros((batch_size, expected.size, expected.size, 3), np.uint8)
         readable = []
         for path in batch:
             image = next(decoded)
             if isinstance(image, ImageError):
-                print(f"predict: {image}", file=sys.stderr)
-                unreadable.append(str(image))
+                _say(image)
+                unreadable.append(image)
             else:
                 pixels[len(readable)] = image
                 readable.append(path)

@@ -19,9 +19,9 @@ CIFAR_STATISTICS = {
 }
 """Mean and standard deviation per channel, of pixel values from 0 to 1, that published CIFAR nets are trained with."""
 
-_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_RAW_STATISTICS = ((0.0,) * 3, (1 / 255,) * 3)  # leaves values from 0 to 255
-_UNIT_STATISTICS = ((0.0,) * 3, (1.0,) * 3)  # values from 0 to 1
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+RAW_STATISTICS = ((0.0,) * 3, (1 / 255,) * 3)  # leaves values from 0 to 255
+UNIT_STATISTICS = ((0.0,) * 3, (1.0,) * 3)  # values from 0 to 1
 
 
 class _Input(NamedTuple):
@@ -35,14 +35,14 @@ class _Input(NamedTuple):
 _BY_DATASET = {
     "cifar10": _Input(CIFAR_STATISTICS["cifar10"], "CIFAR-10's"),
     "cifar100": _Input(CIFAR_STATISTICS["cifar100"], "CIFAR-100's"),
-    None: _Input(_IMAGENET_STATISTICS, "ImageNet's"),
+    None: _Input(IMAGENET_STATISTICS, "ImageNet's"),
 }
 # Of the checkpoint layouts whose nets are trained in another way, by their authors' code.
 _BY_LAYOUT = {
-    "megvii": _Input(_RAW_STATISTICS, "the paper authors', values from 0 to 255", bgr=True),
-    "nanodet": _Input(_IMAGENET_STATISTICS, "ImageNet's", bgr=True),
-    "fastestdet": _Input(_UNIT_STATISTICS, "FastestDet's, values from 0 to 1", bgr=True),
-    "yolov5lite": _Input(_UNIT_STATISTICS, "YOLOv5's, values from 0 to 1"),
+    "megvii": _Input(RAW_STATISTICS, "the paper authors', values from 0 to 255", bgr=True),
+    "nanodet": _Input(IMAGENET_STATISTICS, "ImageNet's", bgr=True),
+    "fastestdet": _Input(UNIT_STATISTICS, "FastestDet's, values from 0 to 1", bgr=True),
+    "yolov5lite": _Input(UNIT_STATISTICS, "YOLOv5's, values from 0 to 1"),
 }
 
 # The short side of ImageNet's images before the centre of 224x224 is cut out.

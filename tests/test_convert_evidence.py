@@ -1,12 +1,14 @@
 """Running statistics as witnesses: nets whose statistics were gathered by running one graph tell which it was."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
+from convert.input_evidence import settle_input
 from convert.layouts import LAYOUTS
 from convert.select import find_net
 
@@ -86,3 +88,56 @@ def test_statistics_that_no_graph_gathered_tell_nothing(layout: str, statistics:
     (note,) = (note for note in net.notes if note.startswith(("stem: ", "rectifier: ", "shuffle: ")))
     assert "assumed" in note
     assert "the tensors cannot tell, nor do its running statistics" in note
+
+
+def of_photographs(layout: str, scale: float, offset: float, *, bgr: bool) -> dict[str, torch.Tensor]:
+    """A small net with random weights, whose statistics are those of tiles of a photograph in warm light."""
+    from sklearn.datasets import load_sample_image
+
+    photograph = torch.tensor(load_sample_image("china.jpg")[:384, :640] / 255, dtype=torch.float32)
+    photograph = photograph / photograph.mean((0, 1)) * torch.tensor([0.55, 0.51, 0.45])
+    tiles = photograph.unfold(0, 64, 64).unfold(1, 64, 64).reshape(-1, 3, 64, 64)  # [60, red green blue, h, w]
+    images = ((tiles.flip(1) if bgr else tiles) - offset) * scale
+    net = LAYOUTS[layout].build_reference(small_architecture(layout))
+    net.load_state_dict(random_state_dict(layout, small_architecture(layout)))
+    (stem,) = (part for part in LAYOUTS[layout].parts_of(small_architecture(layout)) if part.flax == "stem")
+    conv, bn = net.get_submodule(stem.conv), net.get_submodule(stem.bn).train()
+    with torch.no_grad():
+        for _ in range(100):
+            bn(conv(images))
+    return net.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("layout", "scale", "offset", "bgr", "note", "metadata"),
+    [
+        ("seed", 1, 0, False, "values from 0 to 1 and red first, as its running statistics say", ([0.0, 1.0], "rgb")),
+        ("seed", 255, 0, True, "values from 0 to 255 and blue first, as its", ([0.0, 1 / 255], "bgr")),
+        ("seed", 4, 0.5, False, "normalised images, as its", None),
+        ("megvii", 255, 0, True, "values from 0 to 255 and blue first, as its", None),  # as the authors' nets do
+        ("megvii", 255, 0, False, "values from 0 to 255 and red first, as its", ([0.0, 1 / 255], "rgb")),
+        ("megvii", 4, 0.5, True, "red first is assumed", ([0.485, 0.229], "rgb")),
+    ],
+)
+def test_the_images_are_read_from_the_stems_statistics(
+    layout: str, scale: float, offset: float, bgr: bool, note: str, metadata: tuple | None
+) -> None:
+    tensors = of_photographs(layout, scale, offset, bgr=bgr)
+    (found,), expected = settle_input(LAYOUTS[layout], find_net(tensors).architecture, tensors)
+    assert note in found
+    if metadata is None:
+        assert expected == {}
+        assert "unusual" not in found
+    else:
+        (mean, std), order = metadata
+        assert (json.loads(expected["mean"])[0], json.loads(expected["std"])[0]) == (mean, std)
+        assert json.loads(expected["channel_order"]) == order
+        assert "unusual for this layout" in found
+
+
+def test_a_fresh_stem_tells_nothing_of_the_images() -> None:
+    architecture = small_architecture("seed")
+    assert settle_input(LAYOUTS["seed"], architecture, LAYOUTS["seed"].build_reference(architecture).state_dict()) == (
+        [],
+        {},
+    )

@@ -1,6 +1,7 @@
 """``python -m flax_shufflenet.evaluate`` agrees with plain NumPy, on trained nets, converted nets and folders."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +77,9 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
     code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--test_flip")
     assert (code, out, len(err)) == (2, "", 1)
     assert "a mirrored digit is no digit" in err[0]
+    code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--skip_unreadable")
+    assert (code, out) == (2, "")
+    assert err == ["evaluate: --skip_unreadable is for a folder of images, not for digits (see --help)"]
 
 
 def test_a_converted_net_says_what_it_assumes_and_prints_a_table(net, capsys):
@@ -121,12 +125,123 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
     code, _, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--dataset", tmp_path)
     assert code == 1
     assert err == [
-        f"evaluate: {folder / 'trained.safetensors'} has other classes than {tmp_path}: '0' where that has 'class 0'"
+        f"evaluate: {folder / 'trained.safetensors'} has other classes than {tmp_path}: '0', '1', '2' and 7 more where "
+        "that has 'class 0', 'class 1', 'class 2' and 7 more"
     ]
-    (tmp_path / "val" / "class 3" / "0.png").write_bytes(b"damaged")
-    code, out, err = run_command(capsys, evaluate, folder / "converted.safetensors", "--dataset", tmp_path, *options)
+
+
+@pytest.mark.parametrize("batch", [4, 128])
+def test_images_that_cannot_be_read_are_all_named_and_skipped_on_request(net, tmp_path, capsys, monkeypatch, batch):
+    monkeypatch.setattr(evaluate, "_BATCH", batch)
+    _, folder = net
+    for label in range(10):
+        path = tmp_path / "val" / str(label)
+        path.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (20 * label, 90 * number, 0)).save(path / f"{number}.png")
+    arguments = (folder / "trained.safetensors", "--dataset", tmp_path, "--json")
+    damaged = [tmp_path / "val" / "0" / "1.png", *(tmp_path / "val" / "9" / f"{number}.png" for number in range(2))]
+    for path in damaged:
+        path.write_bytes(b"damaged")
+    code, out, err = run_command(capsys, evaluate, *arguments)
     assert (code, out) == (1, "")
-    assert str(tmp_path / "val" / "class 3" / "0.png") in err[-1]
+    said = f"3 of the images and folders in {tmp_path} cannot be read"
+    assert [line.split(": ")[0] for line in err] == [*map(str, damaged), "evaluate"]
+    assert err[-1].startswith(f"evaluate: {said}: repair or remove")
+
+    code, out, err = run_command(capsys, evaluate, *arguments, "--skip_unreadable")
+    record = json.loads(out)
+    assert (code, record["images"], sum(one["correct"] for one in record["classes"].values())) == (
+        0,
+        17,
+        round(17 * record["accuracy"]),
+    )
+    assert err == [*record["skipped"], f"{said}: going on without"]
+    assert [line.split(": ")[0] for line in record["skipped"]] == list(map(str, damaged))
+    assert record["classes"]["9"] == {"images": 0, "correct": 0}
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    code, _, err = run_command(capsys, evaluate, *arguments, "--skip_unreadable")
+    assert (code, err[-1]) == (1, f"evaluate: {tmp_path / 'val'}: no image that can be read")
+
+
+ANIMALS = ("zebra", "cat", "ox")
+
+
+def write_classes(folder: Path, count: int = 2) -> dict[str, list[np.ndarray]]:
+    """``folder/ANIMAL/*.png`` of 32x32 noise; returns the pixels."""
+    random = np.random.default_rng(0)
+    pixels = {name: [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(count)] for name in ANIMALS}
+    for name, images in pixels.items():
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / name / f"{number}.png")
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory):
+    """A net whose classes are not sorted by name."""
+    model = fs.ShuffleNetV2(fs.Architecture(**TINY, num_classes=3), rngs=nnx.Rngs(0))
+    model.eval()
+    model.classifier.kernel[...] *= 100
+    path = tmp_path_factory.mktemp("animals") / "net.safetensors"
+    told = {"image_size": "32", "mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
+    fs.save(model, path, told | {"class_names": json.dumps(ANIMALS)})
+    fs.save(model, path.with_name("nameless.safetensors"), told)
+    return model, path
+
+
+@pytest.mark.parametrize("part", ["", "TEST"])
+def test_a_folder_of_classes_is_taken_whole_and_its_classes_by_name(animals, tmp_path, capsys, part):
+    model, path = animals
+    pixels = write_classes(tmp_path / part)
+    scores = [model(jnp.asarray((np.stack(pixels[name]) / 255 - 0.5) / 0.25, jnp.float32)) for name in ANIMALS]
+    accuracy, loss = figures(np.concatenate(scores), np.repeat(np.arange(3), 2))
+    code, out, err = run_command(capsys, evaluate, path, "--dataset", tmp_path, "--json")
+    record = json.loads(out)
+    assert (code, err, record["images"], record["accuracy"]) == (0, [], 6, accuracy)
+    assert record["loss"] == pytest.approx(loss, rel=1e-3)
+    assert list(record["classes"]) == list(ANIMALS)
+    assert record["source"] == str(tmp_path / part)
+
+    # A net without names has its classes in the order of the folders, and that is said.
+    _, loss = figures(np.concatenate([scores[1], scores[2], scores[0]]), np.repeat(np.arange(3), 2))
+    code, out, err = run_command(
+        capsys, evaluate, path.with_name("nameless.safetensors"), "--dataset", tmp_path, "--json"
+    )
+    record = json.loads(out)
+    assert (code, err) == (0, ["assumed order of the classes: that of the names of their folders"])
+    assert record["loss"] == pytest.approx(loss, rel=1e-3)
+    assert list(record["classes"]) == sorted(ANIMALS)
+
+
+def test_a_folder_whose_classes_are_not_the_nets_is_refused_plainly(animals, tmp_path, capsys):
+    _, path = animals
+    write_classes(tmp_path)
+    (tmp_path / "cat").rename(tmp_path / "Cat")
+    code, out, err = run_command(capsys, evaluate, path, "--dataset", tmp_path)
+    assert (code, out) == (1, "")
+    assert err == [f"evaluate: {path} has other classes than {tmp_path}: 'cat' where that has 'Cat'"]
+    (tmp_path / "Cat").rename(tmp_path / "train")
+    assert run_command(capsys, evaluate, path, "--dataset", tmp_path)[2][0].endswith("'cat' where that has 'train'")
+    (tmp_path / "ox").rename(tmp_path / "train" / "ox")
+    code, _, err = run_command(capsys, evaluate, path, "--dataset", tmp_path)
+    expected = f"found train/, zebra/; images are expected in {tmp_path}/test/CLASS (or val, valid, validation)"
+    assert (code, err) == (1, [f"evaluate: {tmp_path}: no test part in it; {expected}"])
+    (tmp_path / "train").rename(tmp_path / ".train")
+    code, _, err = run_command(capsys, evaluate, path, "--dataset", tmp_path)
+    assert err == [f"evaluate: {tmp_path}: it has to have two class folders at least; found zebra/"]
+
+
+def test_what_a_net_was_trained_on_is_not_taken_for_a_test_set_in_silence(animals, tmp_path, capsys):
+    model, _ = animals
+    write_classes(tmp_path / "set" / "Train")
+    fs.save(model, tmp_path / "net.safetensors", {"dataset": str(tmp_path / "set"), "class_names": json.dumps(ANIMALS)})
+    code, out, _ = run_command(
+        capsys, evaluate, tmp_path / "net.safetensors", "--dataset", tmp_path / "set" / "Train", "--json"
+    )
+    assert (code, json.loads(out)["source"]) == (0, f"{tmp_path / 'set' / 'Train'}, which the net was trained on")
 
 
 def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, tmp_path, capsys):

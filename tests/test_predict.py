@@ -10,10 +10,11 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import images, predict
+from flax_shufflenet import evaluate, export, images, predict
 from flax_shufflenet.pixel_net import of_pixels
 from flax_shufflenet.preprocessing import expected_by
 from tests.command_tools import run_command
+from tests.folder_tools import too_deep
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -62,6 +63,7 @@ def test_a_folder_is_the_models_own_classes_and_probabilities(tmp_path, capsys):
         Image.fromarray(image).save(folder / name)
     (folder / "notes.txt").write_text("not an image")
     (folder / "damaged.jpg").write_bytes(b"\xff\xd8 not much")
+    (folder / "b" / "loop").symlink_to("..", target_is_directory=True)
 
     code, out, err = run(capsys, tmp_path / "net.safetensors", folder, "--json", "--top_k", 3)
     assert code == 1  # for the damaged one
@@ -85,6 +87,14 @@ def test_a_folder_is_the_models_own_classes_and_probabilities(tmp_path, capsys):
     path, name, share, *_ = lines[0].split("\t")
     assert (path, name) == (str(folder / "a.png"), records[0]["predictions"][0]["class"])
     assert float(share) == pytest.approx(records[0]["predictions"][0]["probability"], abs=1e-4)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_predicted(several_nets, tmp_path, capsys):
+    path = too_deep(tmp_path)
+    Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
+    code, out, err = run(capsys, several_nets / "net.safetensors", tmp_path)
+    assert (code, len(out)) == (1, 1)
+    assert err == [f"predict: {path}: this folder cannot be read (File name too long)"]
 
 
 def test_more_images_than_a_batch_keep_their_order(tmp_path, capsys, monkeypatch):
@@ -157,6 +167,52 @@ def test_what_is_wrong_is_one_line(several_nets, capsys, monkeypatch, arguments,
     assert out == []
     assert len(err) == 1
     assert said in err[0]
+
+
+@pytest.mark.parametrize("command", [predict, evaluate, export])
+@pytest.mark.parametrize(
+    ("given", "divided"),
+    [
+        (
+            "--mean 123.675 116.28 103.53 --std 58.395 57.12 57.375",
+            "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225",
+        ),
+        ("--mean 103.53 116.28 123.675 --std 1 1 1", "--mean 0.406 0.456 0.485 --std 0.00392157 0.00392157 0.00392157"),
+        ("--mean 127.5 127.5 127.5 --std 0.5 0.5 0.5", "--mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
+        ("--mean 0 0 0 --std 255 255 255", "--mean 0 0 0 --std 1 1 1"),
+        ("--mean 127.5 0 0", "--mean 0.5 0 0"),
+        ("--std 58.395 57.12 57.375", "--std 0.229 0.224 0.225"),
+    ],
+)
+def test_means_and_deviations_of_values_to_255_are_refused_with_those_to_give(
+    several_nets, capsys, command, given, divided
+):
+    images = [several_nets / "a.png"] if command is predict else []
+    code, out, err = run_command(capsys, command, several_nets / "net.safetensors", *images, *given.split())
+    assert (code, out) == (2, "")
+    name = command.__name__.rpartition(".")[2]
+    assert err == [
+        f"{name}: {given}: for values from 0 to 255, but here values lie between 0 and 1; divided by 255: {divided} "
+        "(see --help)"
+    ]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_class_names_are_read_as_windows_writes_them(several_nets, tmp_path, capsys, mark, line_end):
+    names = tmp_path / "names.txt"
+    names.write_bytes(mark + line_end.join([b"ant", "l\u00f6we".encode(), b"red cow", b""]))
+    arguments = (several_nets / "net.safetensors", several_nets / "a.png", "--json", "--classes", names)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert {one["class"] for one in json.loads(out[0])["predictions"]} == {"ant", "l\u00f6we", "red cow"}
+
+
+def test_class_names_in_another_encoding_are_refused(several_nets, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_bytes("ant\r\nbee\r\ncow\r\n".encode("utf-16"))
+    code, _, err = run(capsys, several_nets / "net.safetensors", several_nets / "a.png", "--classes", names)
+    assert (code, err) == (2, [f"predict: --classes {names} cannot be read (not UTF-8 text) (see --help)"])
 
 
 # --- image files

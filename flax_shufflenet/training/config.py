@@ -57,10 +57,17 @@ class TaskOptions:
 
     dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|FOLDER")] = "cifar10"
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,
-    the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val), of any kind that Pillow reads."""
+    the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val, valid, validation); any kind that Pillow reads."""
 
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 32, or INIT's)")] = None
     """Side of the squares that a folder's images are stretched to. The other datasets are 32x32."""
+
+    test_share: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(FOLDER has a test part)")] = None
+    """For a FOLDER without parts, FOLDER/CLASS: the share of each class that is held out for testing, such as 0.1.
+    Which images those are follows from their names alone."""
+
+    skip_unreadable: bool = False
+    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets. An archive of CIFAR's home page that lies there is used; no download then."""
@@ -201,6 +208,12 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--image_size is for a folder of images; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:
             raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
+        if self.skip_unreadable and self.dataset in DATASETS:
+            raise OptionError(f"--skip_unreadable is for a folder of images, not for {self.dataset}")
+        if self.test_share is not None and self.dataset in DATASETS:
+            raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise OptionError(f"--test_share must be above 0 and below 1, not {self.test_share}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")

@@ -17,7 +17,8 @@ class Dataset:
 
     ``mean`` and ``std`` are of red, green and blue, of pixel values from 0 to 1; they are those of the data, unless the
     net to start from was trained with others. ``bgr`` says that the net takes blue first. ``flip`` says whether a
-    mirrored image keeps its label. ``source`` says, for people, where the images were read from.
+    mirrored image keeps its label. ``source`` says, for people, where the images were read from. ``trained_on`` are the
+    names of the training images, as ``held_out.to_text`` has them, where the test images lie among them.
     """
 
     name: str
@@ -31,15 +32,25 @@ class Dataset:
     std: tuple[float, ...]
     flip: bool
     bgr: bool = False
+    trained_on: str = ""
 
 
-def load(name: str, data_dir: Path, *, image_size: int = 32) -> Dataset:
+def load(
+    name: str,
+    data_dir: Path,
+    *,
+    image_size: int = 32,
+    test_share: float | None = None,
+    skip_unreadable: bool = False,
+) -> Dataset:
     """The dataset ``cifar10``, ``cifar100`` or ``digits``, or the images in the folder ``name``.
 
     CIFAR is read from TFDS's folder ``data_dir``, and prepared there if it is not yet; the others ignore it. A
-    folder's images are stretched to ``image_size`` x ``image_size``; all others are 32x32.
+    folder's images are stretched to ``image_size`` x ``image_size``; all others are 32x32. ``test_share`` of a folder
+    without parts is held out for testing, and ``skip_unreadable`` leaves out those of its images that cannot be read.
 
     Raises:
+        OptionError: ``test_share`` for a folder that has parts.
         TrainingError: there is no data and no network, or what there is cannot be used.
     """
     if name == "digits":
@@ -47,7 +58,7 @@ def load(name: str, data_dir: Path, *, image_size: int = 32) -> Dataset:
     if name not in DATASETS:
         from flax_shufflenet.training import image_folder
 
-        return image_folder.load(Path(name), image_size)
+        return image_folder.load(Path(name), image_size, test_share=test_share, skip_unreadable=skip_unreadable)
     # Imported here: TFDS takes half a second, and digits does without.
     from flax_shufflenet.training import cifar
 

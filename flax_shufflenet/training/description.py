@@ -101,6 +101,7 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epochs: int) -> dict[str, str]:
     """What is kept beside the weights of a net that was trained for ``epochs`` epochs."""
+    divided = {"test_share": json.dumps(config.test_share), "trained_on": dataset.trained_on}
     return {
         "dataset": dataset.name,
         "image_size": json.dumps(dataset.train_images.shape[1]),
@@ -112,4 +113,5 @@ def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epoch
         "test_flip": json.dumps(config.test_flip),
         "epochs": str(epochs),
         "versions": json.dumps(versions(*_PACKAGES)),
+        **(divided if dataset.trained_on else {}),
     }

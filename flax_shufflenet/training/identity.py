@@ -12,7 +12,7 @@ from flax_shufflenet.training.data import Dataset
 
 # All other options have a say in the result.
 FREE_OPTIONS = frozenset(
-    {"data_dir", "out", "force", "resume", "tensorboard", "no_compilation_cache"}
+    {"data_dir", "skip_unreadable", "out", "force", "resume", "tensorboard", "no_compilation_cache"}
     | {"coordinator", "num_processes", "process_id"}
 )
 

@@ -45,8 +45,8 @@ def train(config: Config) -> Evaluation:
     ``config`` names other processes, all of them train together, and process 0 prints and writes.
 
     Raises:
-        OptionError: a batch larger than the training set or not a multiple of the number of devices, or a size that the
-            net to start from does not have.
+        OptionError: a batch larger than the training set or not a multiple of the number of devices, a size that the
+            net to start from does not have, or a share to test on of a folder that has a test part.
         TrainingError: no data, no net to start from, a finished or another run in ``config.out_dir``, checkpoints that
             cannot be read or written, or a loss that is not finite.
         OSError: the results cannot be written.
@@ -98,7 +98,13 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, 
     if devices.is_first_process() and net_file.exists() and not config.force:
         raise TrainingError(f"{net_file} exists: choose another --out, or replace it with --force")
     saved = read_init(config)
-    dataset = data.load(config.dataset, config.data_dir, image_size=image_size(config, saved))
+    dataset = data.load(
+        config.dataset,
+        config.data_dir,
+        image_size=image_size(config, saved),
+        test_share=config.test_share,
+        skip_unreadable=config.skip_unreadable,
+    )
     dataset = as_expected(dataset, saved)
     dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
     count = len(dataset.train_labels)
