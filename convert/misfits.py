@@ -23,8 +23,8 @@ def check_normalisations(layout: Layout, architecture: Architecture, names: Coll
     if folded := [part.conv for part in bare if f"{part.conv}.bias" in names]:
         more = f", and so have {len(folded) - 1} more" if len(folded) > 1 else ""
         raise ConvertError(
-            f"its batch normalisations are folded into its convolutions: {folded[0]} has a bias and no batch "
-            f"normalisation{more}; they cannot be told from each other any more, convert the net as it was before"
+            f"its batch normalisations are folded into its convolutions ({folded[0]} has a bias and no batch "
+            f"normalisation{more}), which cannot be undone; convert the net as it was before"
         )
     if parts and len(bare) == len(parts):
         raise ConvertError(

@@ -13,7 +13,7 @@ def explain(names: Sequence[str]) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return f"NumPy's archive of arrays, as numpy.savez writes it; {AS_TENSORS}"
     if any(name.endswith(("/byteorder", "/.data/serialization_id")) for name in names):
-        return "an archive that torch.save began and did not finish; save it again"
+        return "an archive that torch.save began and did not finish; save the net's state_dict()"
     if "program.jax" in names:
         return "a program that flax_shufflenet.export wrote; name the net's .safetensors file that it was made from"
     if any(name.endswith("model.weights.h5") for name in names):

@@ -62,12 +62,16 @@ def explain(content: Any, items: Sequence[tuple[str, Any]]) -> str:
         return f"holds NumPy arrays ({listing(arrays)}); {AS_TENSORS}"
     if lost := next(filter(_has_lost_its_name, tensors), None):
         return _explain_lost_names(lost, tensors)
-    if any(not _BRANCHES.isdisjoint(name.split(".")) for name in tensors) and not _other_net(names):
-        return (
-            f"branches as a ShuffleNetV2's, but in no layout that is known here ({listing(list(tensors))}); "
-            "docs/adding_a_layout.md says how to add one"
-        )
+    branches = [name for name in tensors if not _BRANCHES.isdisjoint(name.split("."))]
+    if branches and not _other_net(names):
+        return f"its branches have a ShuffleNetV2's names ({listing(branches)}), but {_why_none_fits(branches)}"
     return f"no ShuffleNetV2 in it; it looks like {_describe(content, names, list(tensors))}"
+
+
+def _why_none_fits(branches: Sequence[str]) -> str:
+    if any(name.endswith(".running_mean") for name in branches):
+        return "make no layout that is known here; docs/adding_a_layout.md says how to add one"
+    return "have no batch normalisations; if these are folded into the convolutions, convert the net as it was before"
 
 
 def _other_net(names: Sequence[str]) -> str | None:

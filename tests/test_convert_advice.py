@@ -97,14 +97,14 @@ def test_folded_batch_normalisations_are_named(layout: str, backbone: bool, tmp_
     for number, content in enumerate((net.state_dict(), net)):
         reason = refusal(write(tmp_path / f"{number}.pt", content), backbone=backbone)
         assert reason.startswith(
-            f"its batch normalisations are folded into its convolutions: {first} has a bias and no"
+            f"its batch normalisations are folded into its convolutions ({first} has a bias and no"
         )
         assert reason.endswith("convert the net as it was before")
 
 
 def test_one_folded_batch_normalisation_is_named(tmp_path: Path) -> None:
     net = fold(fresh_net("seed"), "seed", ["layer2.1.conv2"])
-    assert "layer2.1.conv2 has a bias and no batch normalisation;" in refusal(
+    assert "layer2.1.conv2 has a bias and no batch normalisation)" in refusal(
         write(tmp_path / "a.pt", net.state_dict())
     )
 

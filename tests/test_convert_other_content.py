@@ -90,7 +90,7 @@ def unfinished() -> bytes:
             lambda: npz(a=np.ones(3), b=np.zeros(2)),
             "NumPy's archive of arrays, as numpy.savez writes it; save them as ",
         ),
-        (unfinished, "an archive that torch.save began and did not finish; save it again"),
+        (unfinished, "an archive that torch.save began and did not finish; save the net's state_dict()"),
         (
             lambda: archive("program.jax", "metadata.json"),
             "a program that flax_shufflenet.export wrote; name the net's ",
@@ -128,7 +128,7 @@ OTHER_NETS = {
     "inception3a.branch1.conv.weight": "an Inception net; name another file",
     "state param_groups": "an optimiser's state alone; name the file with the net's state_dict()",
     "0.weight 0.bias": "another net, with tensors such as 0.weight; 0.bias; name another file",
-    "net.block0.branch_main.7.weight": "docs/adding_a_layout.md says how to add one",
+    "block0.branch_main.7.weight block0.branch_main.8.running_mean": "docs/adding_a_layout.md says how to add one",
 }
 
 
@@ -149,3 +149,18 @@ def test_tensors_without_names(tmp_path: Path) -> None:
 def test_where_there_is_no_net_no_option_is_complained_of(tmp_path: Path) -> None:
     path = write(tmp_path / "net.pt", {"features.0.weight": torch.ones(2)})
     assert refusal(path, key="model") == refusal(path, use_ema=True) == refusal(path)
+
+
+def test_convolutions_that_were_fused_with_what_follows_them(tmp_path: Path) -> None:
+    """As torch.ao.quantization.fuse_modules does, under names of its own."""
+    net = fresh_net("torchvision")
+    for stage in (net.stage2, net.stage3, net.stage4):
+        torch.ao.quantization.fuse_modules(stage[0].branch1, [["0", "1"], ["2", "3", "4"]], inplace=True)
+        for block in stage:
+            torch.ao.quantization.fuse_modules(
+                block.branch2, [["0", "1", "2"], ["3", "4"], ["5", "6", "7"]], inplace=True
+            )
+    torch.ao.quantization.fuse_modules(net.conv1, ["0", "1", "2"], inplace=True)
+    reason = refusal(write(tmp_path / "net.pt", net.state_dict()))
+    assert reason.startswith("its branches have a ShuffleNetV2's names (stage2.0.branch1.0.weight; ")
+    assert reason.endswith("if they are folded into the convolutions, convert the net as it was before")
