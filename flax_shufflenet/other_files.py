@@ -1,5 +1,6 @@
 """What is given for a net's file and is none: nothing at all, or a file of another kind, by how it begins."""
 
+import codecs
 import difflib
 import itertools
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 _MAX_NAMES = 10_000
 _READ = 4096
+_SHOWN = 60
 _LEGACY_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _TENSORFLOW = "a TensorFlow file; no net is read from it here, only PyTorch checkpoints are converted"
 
@@ -19,6 +21,7 @@ _BY_BEGINNING = {
     b"BZh": "bzip2-compressed; unpack it first",
     b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first",
     b"7z\xbc\xaf": "a 7z archive; unpack it first",
+    b"Rar!": "a RAR archive; unpack it first",
     b"\x89HDF": "an HDF5 file, as Keras writes; no net is read from it here, only PyTorch checkpoints are converted",
     b"\x93NUMPY": "a NumPy array, not a net",
     b"\x89PNG": "an image, not a net",
@@ -64,7 +67,22 @@ def describe(name: str, data: bytes) -> str | None:
     for beginning, what in _BY_BEGINNING.items():
         if start.startswith(beginning):
             return what
-    return _TENSORFLOW if _BY_NAME.search(name) else None
+    if data[257:262] == b"ustar":
+        return "a tar archive; unpack it first, and name the file in it"
+    if _BY_NAME.search(name):
+        return _TENSORFLOW
+    if first_line := _first_line_of_text(start):
+        return f"a text file, which begins {first_line!r}; perhaps a download that went wrong"
+    return None
+
+
+def _first_line_of_text(start: bytes) -> str | None:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # where it is cut off matters not
+    except UnicodeDecodeError:
+        return None
+    readable = all(character.isprintable() or character.isspace() for character in text)
+    return text.partition("\n")[0].strip()[:_SHOWN] if readable else None
 
 
 def explain_unreadable(path: Path) -> str | None:

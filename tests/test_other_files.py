@@ -1,6 +1,8 @@
 """What is no net's file: each command says in one line what it is, and what helps."""
 
+import io
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -54,6 +56,13 @@ def tensorflow_lite() -> bytes:
     return struct.pack("<I", 28) + b"TFL3" + bytes(64)
 
 
+def tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        file.addfile(tarfile.TarInfo("net.pt"))
+    return buffer.getvalue()
+
+
 def onnx_model() -> bytes:
     graph = onnx.helper.make_graph([], "net", [], [])
     return onnx.helper.make_model(graph, producer_name="pytorch").SerializeToString()
@@ -77,6 +86,13 @@ def onnx_model() -> bytes:
         ("net.tflite", tensorflow_lite, "a TensorFlow file; no net is read from it here"),
         ("net.ckpt.data-00000-of-00001", lambda: bytes(64), "a TensorFlow file; no net is read from it here"),
         ("net.ckpt.index", lambda: bytes(64) + bytes.fromhex("57fb808b247547db"), "a TensorFlow file; no net is read"),
+        ("net.pth.tar", tar, "a tar archive; unpack it first, and name the file in it"),
+        (
+            "net.pt",
+            lambda: b"Entry not found\n",
+            "a text file, which begins 'Entry not found'; perhaps a download that",
+        ),
+        ("long.pt", lambda: "é".encode() * 4000, f"a text file, which begins '{'é' * 60}'; perhaps a download that"),
         ("page.pt", lambda: b"<!DOCTYPE html>", "a web page or XML, perhaps a download that went wrong"),
     ],
 )
