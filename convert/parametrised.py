@@ -50,7 +50,7 @@ def _by_hooks(tensors: Tensors) -> dict[str, Parametrised]:
         ("weight normalisation", ("_g", "_v"), "remove_weight_norm"),
         ("spectral normalisation", ("_orig", "_u", "_v"), "remove_spectral_norm"),
     ):
-        for name in (name.removesuffix(endings[0]) for name in tensors if name.endswith(endings[0])):
+        for name in (name.removesuffix(endings[0]) for name in tensors if name.endswith(f"weight{endings[0]}")):
             parts = tuple(f"{name}{ending}" for ending in endings)
             if name not in tensors and all(part in tensors for part in parts):
                 found[name] = Parametrised(how, parts, f"torch.nn.utils.{undo}(layer)")

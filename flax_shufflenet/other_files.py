@@ -5,6 +5,7 @@ import difflib
 import itertools
 import os
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def explain_unreadable(path: Path) -> str | None:
 
 
 def how_to_convert(path: Path) -> str:
-    """What makes a net of a PyTorch file."""
+    """What makes a net of a PyTorch file, as a shell takes it."""
     output = path.with_suffix(".safetensors")
     output = path.with_suffix(".flax.safetensors") if output == path else output
-    return f"python -m convert {path} -o {output} makes a net of it"
+    command = shlex.join(["python", "-m", "convert", str(path), "-o", str(output)])
+    return f"{command} makes a net of the ShuffleNetV2 in it"

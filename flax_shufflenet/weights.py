@@ -202,8 +202,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ValueError(f"{path}: {what}") from None
     if ARCHITECTURE_KEY not in metadata:
         raise ValueError(
-            f"{path}: a safetensors file, but not one that flax_shufflenet.save wrote (no architecture); if a PyTorch "
-            f"net is in it, {how_to_convert(Path(path))}"
+            f"{path}: a safetensors file, but not one that flax_shufflenet.save wrote (no architecture); if it "
+            f"is PyTorch's, {how_to_convert(Path(path))}"
         )
     return metadata
 

@@ -1,6 +1,7 @@
 """What is no net's file: each command says in one line what it is, and what helps."""
 
 import io
+import shlex
 import struct
 import tarfile
 import zipfile
@@ -35,15 +36,17 @@ def said_by_all(capsys, path: Path) -> str:
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "torchscript", "pt2", "safetensors"])
 def test_pytorch_files_are_named_with_the_command_that_converts_them(form, tmp_path, capsys):
-    path = tmp_path / ("net.safetensors" if form == "safetensors" else "net.pt")
+    folder = tmp_path / "my nets"
+    folder.mkdir()
+    path = folder / ("net.safetensors" if form == "safetensors" else "net.pt")
     path.write_bytes(all_formats("seed")[form])
-    output = tmp_path / ("net.flax.safetensors" if form == "safetensors" else "net.safetensors")
+    output = folder / ("net.flax.safetensors" if form == "safetensors" else "net.safetensors")
     said = said_by_all(capsys, path)
-    advice = f"python -m convert {path} -o {output}"
+    advice = f"python -m convert '{path}' -o '{output}'"
     assert said.startswith(f"{path}: a {'safetensors' if form == 'safetensors' else 'PyTorch'} file")
-    assert said.endswith(f"{advice} makes a net of it")
+    assert said.endswith(f"{advice} makes a net of the ShuffleNetV2 in it")
     if form == "legacy":  # as it is said
-        assert run_convert(capsys, *advice.split()[3:]).code == 0
+        assert run_convert(capsys, *shlex.split(advice)[3:]).code == 0
         assert load(output).architecture.num_classes == 10
 
 
