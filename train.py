@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Literal
 
-from flax_shufflenet import command_line
+from flax_shufflenet import command_line, standard_streams
 from flax_shufflenet.training import allocator
 from flax_shufflenet.training.config import (
     Config,
@@ -78,6 +78,11 @@ def _exit(number: int, _: FrameType | None) -> None:
 def main() -> int:
     """Returns the exit code: 0 done, 2 the command line is wrong, 130 or 143 interrupted, 1 anything else."""
     handle_signals(_exit)
+    with standard_streams.lasting():
+        return _run()
+
+
+def _run() -> int:
     signals: list[int] = []
     try:
         config = parse(sys.argv[1:])
@@ -88,6 +93,7 @@ def main() -> int:
         signals = raise_on_signals()
         with lost_interrupts_come_again():
             train(config)
+        sys.stdout.flush()
     except OptionError as error:
         print(f"train.py: {error} (see --help)", file=sys.stderr)
         return 2

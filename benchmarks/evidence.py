@@ -55,15 +55,15 @@ NETS = (
         for side in (128, 224, 448)
         for name in ("digits", "cifar10")
     ),
-    # Nets that take their images in other ways.
-    *(
-        Net(STEM, truth, name, (32, 64)[truth], steps=100, seed=3, scale=scale, bgr=bgr)
-        for truth in (0, 1)
-        for scale in ("0 to 1", "0 to 255")
-        for name, bgr in (("digits", False), ("cifar10", False), ("cifar10", True))
-    ),
     # These nets pool 7x7 values at their end, so that they take 224 pixels.
     *(Net(SHUFFLE, truth, name, 224, steps=40, batch=16) for truth in (0, 1) for name in ("digits", "cifar10")),
+)
+# Nets that take their images in each way.
+INPUT_NETS = tuple(
+    Net(STEM, truth, name, (32, 64)[truth], steps=100, seed=3, scale=scale, bgr=bgr)
+    for truth in (0, 1)
+    for scale in ("normalised", "0 to 1", "0 to 255")
+    for name, bgr in (("digits", False), ("cifar10", False), ("cifar10", True))
 )
 
 
@@ -109,19 +109,22 @@ def train(net: Net, dataset: Dataset) -> dict[str, torch.Tensor]:
     return reference.state_dict()
 
 
-def measure(data_dir: Path | None) -> Iterator[dict[str, Any]]:
-    """A row for each net that can be trained with what is there, then for nets that nobody trained."""
+def measure(data_dir: Path | None, *, inputs: bool) -> Iterator[dict[str, Any]]:
+    """A row for each net that can be trained with what is there, then for nets that nobody trained; with ``inputs`` two
+    rows for each net of ``INPUT_NETS``: of its graph, and of its images."""
     datasets = {"digits": data.load("digits", Path())}
     if data_dir is not None:
         datasets["cifar10"] = data.load("cifar10", data_dir)
-    for net in NETS:
+    for net in INPUT_NETS if inputs else NETS:
         if net.dataset in datasets:
             trained = train(net, datasets[net.dataset])
             name = f"{net.dataset}, {net.side}x{net.side}, size {net.size}, {net.steps} steps"
-            if (net.scale, net.bgr) != ("normalised", False):
-                name += f", {net.scale}, {'bgr' if net.bgr else 'rgb'}"
+            if inputs:
+                name += f", {net.scale}, {'blue' if net.bgr else 'red'} first"
+                yield _input_row(name, net, trained)
             yield _row(name, net.question, list(net.question.graphs)[net.truth], trained, net.size, 10)
-            yield _input_row(name, net, trained)
+    if inputs:
+        return
     for question in QUESTIONS.values():
         first = hypotheses(question, 0.5, 10)[0]
         torch.manual_seed(0)
@@ -151,14 +154,16 @@ def _input_row(name: str, net: Net, tensors: dict[str, torch.Tensor]) -> dict[st
     """What the stem tells of the images' scale and of the order of colours, the latter where it can."""
     layout, architecture = hypotheses(net.question, net.size, 10)[net.truth]
     found = weigh_input(layout, architecture, tensors)
-    scale, order = (None, None) if found is None else (found.scale, found.order)
+    assert found is not None
+    truth = (net.scale, "bgr" if net.bgr else "rgb")
     return {
         "question": "input",
         "net": name,
-        "truth": f"{net.scale}, {'bgr' if net.bgr else 'rgb'}" if order else net.scale,
-        "mean": None if found is None else found.mean,
-        "deviation": None if found is None else found.deviation,
-        "says": "undecided" if scale is None else f"{scale}, {order}" if order else scale,
+        "truth": ", ".join(truth if found.order else truth[:1]),
+        "mean": found.mean,
+        "deviation": found.deviation,
+        "explained": found.explained,
+        "says": ", ".join(choice for choice in (found.scale, found.order) if choice) or "undecided",
     }
 
 
@@ -168,9 +173,14 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
+    def where(row: dict[str, Any]) -> str:
+        if "mean" not in row:
+            return number(row["place"])
+        return f"means {', '.join(f'{mean:.2g}' for mean in row['mean'])}, deviation {row['deviation']:.2g}"
+
     lines = ["| question | net | truth | place | explained | says |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {row['question']} | {row['net']} | {row['truth']} | {number(row['place'])} | {number(row['explained'])} | "
+        f"| {row['question']} | {row['net']} | {row['truth']} | {where(row)} | {number(row['explained'])} | "
         f"{row['says']} |"
         for row in rows
     ]
@@ -190,10 +200,11 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--data_dir", type=Path, help="folder of TensorFlow Datasets, for CIFAR-10")
+    parser.add_argument("--inputs", action="store_true", help="what nets tell of their images, instead of their graph")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for row in measure(arguments.data_dir):
+    for row in measure(arguments.data_dir, inputs=arguments.inputs):
         rows.append(row)
         print(row, flush=True)
         if arguments.json:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,6 +153,7 @@ def _finish(report: Report, options: "Options", output: Path, data: bytes) -> No
     """Prints and writes; a failed proof keeps its certificate, but writes no net."""
     for line in report.lines():
         print(line)
+    sys.stdout.flush()  # where that fails, nothing is written
     certificates = {options.report: lambda: report.markdown().encode(), options.plot: lambda: _picture(report)}
     if not report.proof.failure:
         _write(output, data)

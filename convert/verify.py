@@ -10,7 +10,6 @@ to their dtype in both places: an accelerator's default, which rounds them to TF
 conversion.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from jax.typing import DTypeLike
 from convert.errors import ConvertError
 from convert.layouts import Layout
 from convert.mapping import Tensors
-from flax_shufflenet import Architecture, functional
+from flax_shufflenet import Architecture, cpus, functional
 from flax_shufflenet.weights import cast_floats, from_arrays
 
 Device = Any  # jax.Device, which type checkers take for a variable
@@ -169,7 +168,7 @@ def verify(
         for net in (_FlaxNet(architecture, arrays, dtype, device) for dtype in (jnp.float32, jnp.float64))
         for place, batch in enumerate(batches)
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpus.available()) as pool:
         jax_runs = pool.map(_Traced.run, traced)
         torch_64 = [_run_torch(reference, names, batch) for batch in batches]
         torch_32 = [_run_torch(reference.float(), names, batch.astype(np.float32)) for batch in batches]

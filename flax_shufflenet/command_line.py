@@ -5,7 +5,6 @@ import dataclasses
 import io
 import itertools
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, TypeVar
 import tyro
 from tyro.conf import arg
 
+from flax_shufflenet import standard_streams
 from flax_shufflenet.training.config import OptionError, one_line
 from flax_shufflenet.training.interruption import lost_interrupts_come_again
 
@@ -121,20 +121,18 @@ def run(
     code: what ``job`` returns, 2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1
     for any other error; errors are one line on stderr."""
     name = re.split("[ .]", program)[-1]
-    try:
-        with lost_interrupts_come_again():
-            code = job(parse(options, program, sys.argv[1:]))
-        sys.stdout.flush()
-        return code
-    except OptionError as error:
-        print(f"{name}: {error} (see --help)", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough; nor shall the interpreter's exit complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:  # whatever it is, users get one line
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return 1
+    with standard_streams.lasting():
+        try:
+            with lost_interrupts_come_again():
+                code = job(parse(options, program, sys.argv[1:]))
+            sys.stdout.flush()
+            return code
+        except OptionError as error:
+            print(f"{name}: {error} (see --help)", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{name}: {interrupted}", file=sys.stderr)
+            return 130
+        except Exception as error:  # whatever it is, users get one line
+            print(f"{name}: {one_line(error)}", file=sys.stderr)
+            return 1

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flax_shufflenet import standard_streams
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.training.runs import Run, RunError, duration, percent, read_run
 
@@ -114,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Returns the exit code: 0 done, 2 the command line is wrong, 1 a folder is no run or the picture failed."""
-    arguments = _parser().parse_args()
+    with standard_streams.lasting():
+        return _compare(_parser().parse_args())
+
+
+def _compare(arguments: argparse.Namespace) -> int:
     found, failed = [], False
     for folder in dict.fromkeys(arguments.runs):
         try:

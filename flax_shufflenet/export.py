@@ -86,14 +86,15 @@ def export(options: Options) -> int:
     program = serialise(of_pixels(fuse(model), expected), expected.size, options.platforms)
     largest = compare(program, jax.jit(of_pixels(model, expected)), expected.size, device)
     description = _describe(options, expected, model.architecture.num_classes, largest)
-    with open_whole(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(PROGRAM, program)
-        archive.writestr(METADATA, json.dumps(description, indent=1))
     for name in ("input", "output"):
         print(f"{name:<10}{description[name]}")
     print(f"{'platforms':<10}{', '.join(options.platforms)}")
     batches = " and ".join(map(str, _CHECKED_BATCHES))
     print(f"{'checked':<10}batches of {batches} on {device.platform}: at most {largest:.1e} of the largest score apart")
+    sys.stdout.flush()  # where that fails, nothing is written
+    with open_whole(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(PROGRAM, program)
+        archive.writestr(METADATA, json.dumps(description, indent=1))
     print(f"{'wrote':<10}{output} ({output.stat().st_size:,} bytes)")
     return 0
 

@@ -1,11 +1,27 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+# A full disk, a user's full share of it, a file that is larger than the file system or the shell allows.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def why_no_room(error: BaseException | None) -> str | None:
+    """What the system says where an error, or one that it was raised from, comes from a full disk; otherwise None."""
+    while error is not None:
+        in_message = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # TensorStore, which raises ValueError
+        number = int(in_message[1]) if in_message else getattr(error, "errno", None)
+        if number in _NO_ROOM:
+            return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -24,21 +40,34 @@ def open_whole(path: Path) -> Iterator[IO[bytes]]:
     """A file to write beside ``path``, renamed to it at the end, so that no reader ever sees half a file.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full; nothing is left behind.
+        OSError: the folder is missing or not writable, or the disk is full; nothing is left behind, and what was at
+            ``path`` is still there.
     """
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with named_in_errors(path), open(descriptor, "wb") as file:
+        file = open(beside, "xb")  # noqa: SIM115 - closed before it is renamed; as any file is made, so that the umask holds for it
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with named_in_errors(path), file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
         os.replace(beside, path)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink()
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the disk keep a renaming, too; it has been done either way."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems have nothing to sync
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from flax_shufflenet import cpus
+
 # Of the files in a folder, those with such a name; a file that is named itself is tried whatever its name.
 ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -151,11 +153,11 @@ def centre_crop(image: Image.Image, size: int, short_side: int) -> UInt8[np.ndar
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int) -> Iterator[Result]:
-    """``work`` of each item, in order, by as many threads as there are cores and at most ``ahead`` items early.
+    """``work`` of each item, in order, by as many threads as there are CPUs and at most ``ahead`` items early.
 
     Pillow decodes and resizes without Python's lock.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpus.available()) as pool:
         pending: collections.deque[Future[Result]] = collections.deque()
         try:
             for item in items:

@@ -13,6 +13,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from flax_shufflenet.command_line import ImageOptions, note, run
+from flax_shufflenet.standard_streams import nobody_reads
 from flax_shufflenet.training.config import OptionError
 
 if TYPE_CHECKING:
@@ -92,14 +93,14 @@ def predict(options: Options) -> int:
 
     net = of_pixels(fuse(model), expected)
     predictions = _predictions(net, expected, paths, options.top_k or min(3, classes), unreadable)
-    if options.json:
-        for prediction in predictions:
-            print(_json(prediction, expected.class_names))
-    elif sys.stdout.isatty():
+    if not options.json and sys.stdout.isatty():
         _print_table(predictions, len(paths), expected.class_names)
     else:
+        to_text = _json if options.json else _line
         for prediction in predictions:
-            print(_line(prediction, expected.class_names))
+            print(to_text(prediction, expected.class_names))
+            if nobody_reads():
+                break
     return 1 if unreadable else 0
 
 
@@ -173,8 +174,9 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _printable(text: str | Path) -> str:
-    """A name as one field of one line, whatever bytes are in it."""
-    text = os.fsencode(text).decode("utf-8", "backslashreplace")
+    """A name as one field of one line, whatever characters, or bytes in a path, are in it."""
+    if isinstance(text, Path):
+        text = os.fsencode(text).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,7 +1,6 @@
 """Saving and loading: every bit comes back, half-written files never exist, and damage is named."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -12,7 +11,6 @@ import safetensors.numpy
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet.files import write_whole
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]
@@ -123,16 +121,3 @@ def test_a_file_that_claims_a_net_beyond_all_measure(saved: Path, field: str, va
     safetensors.numpy.save_file(arrays, saved, {"architecture": json.dumps(described | {field: value})})
     with pytest.raises(ValueError, match=rf"net\.safetensors: .*{reason}"):
         fs.load(saved)
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = saved.read_bytes()
-
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_whole(saved, b"new")
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]

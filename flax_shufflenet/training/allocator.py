@@ -44,8 +44,8 @@ def restart_with_fast_malloc() -> None:
     environment = allocator_environment(os.environ)
     if environment is None or not sys.executable:
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
+        stream.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

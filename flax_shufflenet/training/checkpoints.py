@@ -9,7 +9,6 @@ import functools
 import logging
 import re
 import shutil
-import sys
 import textwrap
 import time
 import zlib
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 
 from flax_shufflenet.training.config import TrainingError, one_line
+from flax_shufflenet.training.dropped_exceptions import add_handler
 
 # Saved in the middle of an epoch too, where it takes longer than this.
 _SECONDS_BETWEEN = 600
@@ -202,13 +202,7 @@ def _say_errors_once() -> None:
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", record.getMessage()))
-    hook = sys.unraisablehook
-
-    def but_late_reads(error: "sys.UnraisableHookArgs") -> None:
-        if str(error.exc_value) != "Event loop is closed":
-            hook(error)
-
-    sys.unraisablehook = but_late_reads
+    add_handler(lambda dropped: str(dropped.exc_value) == "Event loop is closed")
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

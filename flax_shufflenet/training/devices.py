@@ -8,6 +8,7 @@ and nothing here does anything.
 import contextlib
 import functools
 import math
+import os
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -84,8 +85,11 @@ def is_first_process() -> bool:
 @contextlib.contextmanager
 def only_first_process_prints() -> Iterator[None]:
     """What other processes write to standard output is lost; errors are not."""
-    with contextlib.nullcontext() if is_first_process() else contextlib.redirect_stdout(None):
+    if is_first_process():
         yield
+    else:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from flax_shufflenet.training.dropped_exceptions import add_handler, remove_handler
+
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -32,28 +34,23 @@ def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
 
 @contextlib.contextmanager
 def lost_interrupts_come_again() -> Iterator[None]:
-    """Within it, a ``KeyboardInterrupt`` that Python could not pass on arrives a moment later.
+    """Within it, a ``KeyboardInterrupt`` that Python could not pass on arrives a moment later."""
 
-    Python drops what is raised while it collects garbage, where JAX has a callback, or deletes an object: it prints
-    "Exception ignored" and goes on (https://docs.python.org/3/library/sys.html#sys.unraisablehook).
-    """
-    before = sys.unraisablehook
-
-    def hook(dropped: Any) -> None:
+    def interrupt_again(dropped: "sys.UnraisableHookArgs") -> bool:
         if not isinstance(dropped.exc_value, KeyboardInterrupt):
-            before(dropped)
-            return
+            return False
         number = getattr(dropped.exc_value, "signal_number", signal.SIGINT)
-        # Later: what is raised here, still within that callback, would be dropped as well.
+        # Later: what is raised here, still where it was dropped, would be dropped as well.
         again = threading.Timer(0.1, _thread.interrupt_main, (number,))
         again.daemon = True
         again.start()
+        return True
 
-    sys.unraisablehook = hook
+    add_handler(interrupt_again)
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        remove_handler(interrupt_again)
 
 
 def raise_on_signals() -> list[int]:

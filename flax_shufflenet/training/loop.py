@@ -1,6 +1,7 @@
 """A training run from start to end: data, net, epochs, the saved net."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.training import allocator, checkpoints, data, devices, user_cache
+from flax_shufflenet.training import allocator, checkpoints, data, devices, run_folder, user_cache
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
 from flax_shufflenet.training.data import Dataset
@@ -28,7 +29,7 @@ from flax_shufflenet.training.runs import METRICS_FILE
 from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
 from flax_shufflenet.training.step import TrainState
 from flax_shufflenet.training.totals import EpochTotals, Sums
-from flax_shufflenet.weights import save
+from flax_shufflenet.weights import read_metadata, save
 
 NET_FILE = "net.safetensors"
 BEST_FILE = "best.safetensors"
@@ -47,30 +48,50 @@ def train(config: Config) -> Evaluation:
     Raises:
         OptionError: a batch larger than the training set or not a multiple of the number of devices, a size that the
             net to start from does not have, or a share to test on of a folder that has a test part.
-        TrainingError: no data, no net to start from, a finished or another run in ``config.out_dir``, checkpoints that
-            cannot be read or written, or a loss that is not finite.
+        TrainingError: no data, no net to start from, a finished, another or a running run in ``config.out_dir``,
+            checkpoints that cannot be read or written, or a loss that is not finite.
         OSError: the results cannot be written.
         Interrupted: Ctrl-C or SIGTERM ended the run, after its state was saved.
     """
     devices.join(config)
-    with devices.only_first_process_prints():
-        return _train(config)
-
-
-def _train(config: Config) -> Evaluation:
     if not config.no_compilation_cache:
         user_cache.keep_compiled_programs()
-    console = Console(highlight=False, soft_wrap=True)
+    with devices.only_first_process_prints(), contextlib.ExitStack() as claims:
+        console = Console(highlight=False, soft_wrap=True)
+        with devices.all_or_none():
+            if devices.is_first_process():
+                _refuse_finished(config)
+                claims.enter_context(run_folder.claim(config.out_dir, console.print))
+        return _train(config, console)
+
+
+def _refuse_finished(config: Config) -> None:
+    net_file = config.out_dir / NET_FILE
+    if config.force or not net_file.exists():
+        return
+    try:
+        metadata = read_metadata(net_file)
+        accuracy, epochs = float(metadata["test_accuracy"]), metadata["epochs"]
+    except (OSError, ValueError, KeyError):
+        raise TrainingError(
+            f"{net_file} exists, and is no net of a finished run: choose another --out, or replace it with --force"
+        ) from None
+    raise TrainingError(
+        f"the run in {config.out_dir} is finished, with a test accuracy of {accuracy:.2%} after epoch {epochs}: for "
+        "another run, such as one of more --epochs, choose another --out, or replace this one with --force"
+    )
+
+
+def _train(config: Config, console: Console) -> Evaluation:
     out_dir = config.out_dir
     mesh = devices.make_mesh()
     writes = devices.is_first_process()
     with devices.all_or_none():
         dataset, model, net, assumed = _prepare(config, mesh)
-        if writes:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            if config.force:
-                _remove_results(out_dir)
-    with Checkpoints(out_dir / CHECKPOINTS) as saved:
+        if writes and config.force:
+            _remove_results(out_dir)
+    advice = "make room, and the same command goes on from the last checkpoint, if it is given without --force"
+    with run_folder.full_disk_is_one_line(out_dir, advice), Checkpoints(out_dir / CHECKPOINTS) as saved:
         print_start(console, config, dataset, net, assumed)
         program = Program(model, config, dataset, mesh)
         start = _start(config, dataset, program, saved, console)
@@ -78,15 +99,16 @@ def _train(config: Config) -> Evaluation:
         program.compile()
         allocator.give_back_freed_memory()
         board = out_dir / "tensorboard" if config.tensorboard and writes else None
-        metrics = MetricsWriter(out_dir / METRICS_FILE if writes else None, start.records, tensorboard=board)
-        with Interruption() as interruption, metrics:
+        metrics_file = out_dir / METRICS_FILE if writes else None
+        with Interruption() as interruption, MetricsWriter(metrics_file, start.records, tensorboard=board) as metrics:
             try:
                 state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
             except FloatingPointError as error:
                 raise TrainingError(_not_finite(error, saved)) from None
-    evaluation = _evaluation(metrics.records[-1])
+        evaluation = _evaluation(metrics.records[-1])
+        if writes:
+            save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
     if writes:
-        save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
         console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
         try_report(out_dir, out_dir / NET_FILE, dataset, console)
     return evaluation
@@ -94,9 +116,6 @@ def _train(config: Config) -> Evaluation:
 
 def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, str, str]:
     """The data, the net to start from, what there is to say of it, and whose way of taking images is assumed for it."""
-    net_file = config.out_dir / NET_FILE
-    if devices.is_first_process() and net_file.exists() and not config.force:
-        raise TrainingError(f"{net_file} exists: choose another --out, or replace it with --force")
     saved = read_init(config)
     dataset = data.load(
         config.dataset,

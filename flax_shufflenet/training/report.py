@@ -13,9 +13,10 @@ from rich.console import Console
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.functional import split
 from flax_shufflenet.training import plots
-from flax_shufflenet.training.config import one_line
+from flax_shufflenet.training.config import TrainingError, one_line
 from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import log_probabilities, make_predict
+from flax_shufflenet.training.run_folder import full_disk_is_one_line
 from flax_shufflenet.training.runs import Run, duration, percent, read_run, wilson_interval
 from flax_shufflenet.weights import load
 
@@ -33,9 +34,16 @@ class _Judged(NamedTuple):
 
 
 def try_report(folder: Path, net_file: Path, dataset: Dataset, console: Console) -> None:
-    """``write_report``, and a line that says where. A failure is one line too: the run itself is done and saved."""
+    """``write_report``, and a line that says where. A failure is one line too: the run itself is done and saved.
+
+    Raises:
+        TrainingError: no room is left for it.
+    """
     try:
-        page = write_report(folder, net_file, dataset)
+        with full_disk_is_one_line(folder, f"the report could not be made; the run is done and {net_file} saved"):
+            page = write_report(folder, net_file, dataset)
+    except TrainingError:
+        raise
     except Exception as error:
         print(f"the report could not be made: {one_line(error)}", file=sys.stderr)
     else:

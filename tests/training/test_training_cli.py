@@ -52,6 +52,7 @@ def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_
     out = tmp_path / "out"
     command = ("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
     stopped = started(*command)
+    stopped.stdout.close()  # as behind head: nobody reads along
     while not (out / "metrics.jsonl").exists() and stopped.poll() is None:
         time.sleep(0.01)
     stopped.terminate()
@@ -89,9 +90,12 @@ def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_
     assert (out / "curves.png").exists()
 
     # And a second run does not replace it by accident.
-    again = train("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--out", out)
+    again = train(*command)
     assert again.returncode == 1
-    assert "--force" in one_line_of(again)
+    said = f"the run in {out} is finished, with a test accuracy of {epoch['test_accuracy']:.2%} after epoch 1: for "
+    assert one_line_of(again).startswith(f"train.py: {said}")
+    assert "more --epochs" in again.stderr
+    assert "--force" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import flax_shufflenet as fs
 from flax_shufflenet.training import plots
+from flax_shufflenet.training.config import TrainingError
 from flax_shufflenet.training.report import try_report, write_report
 from flax_shufflenet.training.runs import RunError
 
@@ -122,3 +123,11 @@ def test_a_report_that_cannot_be_made_is_one_line(run_folder, small_dataset, cap
 def test_a_folder_without_metrics_is_no_run(tmp_path, small_dataset):
     with pytest.raises(RunError, match=r"no metrics\.jsonl"):
         write_report(tmp_path, tmp_path / "net.safetensors", small_dataset)
+
+
+def test_a_full_disk_is_an_error(run_folder, small_dataset, file_size_limit):
+    net_file = run_folder / "net.safetensors"
+    said = rf"^no room is left in .*: the report could not be made; the run is done and {net_file} saved$"
+    with file_size_limit(1000), pytest.raises(TrainingError, match=said):
+        try_report(run_folder, net_file, small_dataset, Console())
+    assert not (run_folder / "curves.png").exists()

@@ -1,13 +1,14 @@
 """A run that was stopped, damaged or changed, and then gone on with."""
 
+import contextlib
 import dataclasses
 import gc
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import nnx
 
 from flax_shufflenet import Architecture, ShuffleNetV2, command_line
 from flax_shufflenet.command_line import ImageOptions
+from flax_shufflenet.files import why_no_room
 from flax_shufflenet.training import data, loop
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
@@ -222,6 +224,13 @@ def test_force_starts_anew_and_leaves_foreign_files_alone(stopped_run, undisturb
     assert results(stopped_run)[1:] == results(undisturbed)[1:]
 
 
+def test_a_net_that_no_run_left_is_not_replaced(tmp_path):
+    (tmp_path / "net.safetensors").write_bytes(b"mine")
+    with pytest.raises(TrainingError, match=r"net.safetensors exists, and is no net of a finished run: choose another"):
+        train(tmp_path)
+    assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
+
+
 def test_resume_insists_on_a_run_to_go_on_with(tmp_path):
     with pytest.raises(TrainingError, match="--resume: there is no checkpoint in"):
         train(tmp_path, resume=True)
@@ -257,24 +266,41 @@ def test_where_checkpoints_cannot_be_written_nothing_starts(tmp_path):
         train(tmp_path)
 
 
-def test_a_write_that_fails_is_one_line(tmp_path):
-    resource = pytest.importorskip("resource")  # not on Windows
+def test_a_write_that_fails_is_one_line(tmp_path, file_size_limit):
     state = {"parameters": jnp.asarray(np.random.default_rng(0).normal(size=30_000), jnp.float32)}
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path) as saved:
         saved.save(1, state, {})
         saved.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk
-        try:
+        with file_size_limit(20_000):
             saved.save(2, state, {})
             with pytest.raises(TrainingError, match=f"cannot save a checkpoint in {tmp_path}: ") as raised:
                 saved.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value)
+    assert why_no_room(raised.value) == "File too large"
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with Checkpoints(tmp_path) as saved:
         assert saved.restore(state, lambda _: None, print).step == 1
+
+
+@pytest.mark.parametrize("limit", [2_000, 6_000])  # bytes: the metrics, the net or a checkpoint meet it
+def test_a_disk_that_fills_up_costs_no_whole_checkpoint(tmp_path, undisturbed, monkeypatch, file_size_limit, limit):
+    original = Program.step
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as full:
+
+        def step(self, state, order):
+            if int(state.step) + 1 == 8:
+                while not (tmp_path / "checkpoints" / "5").exists():
+                    time.sleep(0.01)
+                full.enter_context(file_size_limit(limit))
+            return original(self, state, order)
+
+        patched.setattr(Program, "step", step)
+        said = rf"^no room is left in {tmp_path} \(File too large\): make room, and the same command goes on from"
+        with pytest.raises(TrainingError, match=said):
+            train(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()] == ["5"]
+    train(tmp_path)
+    assert results(tmp_path)[1:] == results(undisturbed)[1:]
 
 
 def test_the_second_signal_has_its_usual_effect():
@@ -326,13 +352,38 @@ def test_an_interrupt_that_python_drops_comes_again(number):
     assert set(came) == {number}
 
 
-def test_other_dropped_exceptions_are_told_as_before(monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
-    with lost_interrupts_come_again():
-        sys.unraisablehook(SimpleNamespace(exc_value=ValueError("dropped")))
-    assert [str(each.exc_value) for each in told] == ["dropped"]
-    assert sys.unraisablehook == told.append
+DROPPING = """
+import sys
+from pathlib import Path
+
+told = []
+sys.unraisablehook = lambda dropped: told.append(str(dropped.exc_value))
+
+from flax_shufflenet.training.checkpoints import Checkpoints
+from flax_shufflenet.training.interruption import lost_interrupts_come_again
+
+class Dropping:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+with lost_interrupts_come_again():
+    with Checkpoints(Path(sys.argv[1])):
+        pass
+    Dropping(ValueError("during the run"))
+    Dropping(RuntimeError("Event loop is closed"))
+Dropping(RuntimeError("Event loop is closed"))
+Dropping(KeyboardInterrupt("after the run"))
+print(told)
+"""
+
+
+def test_other_dropped_exceptions_are_told_as_before_and_late_reads_never(tmp_path):
+    result = subprocess.run([sys.executable, "-c", DROPPING, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert result.stdout == "['during the run', 'after the run']\n"
+    assert result.stderr == ""
 
 
 def test_a_command_ends_by_an_interrupt_that_python_drops(capsys, monkeypatch):
