@@ -58,12 +58,13 @@ def explain(content: Any, items: Sequence[tuple[str, Any]]) -> str:
     tensors = {name: value for name, value in items if torch.is_tensor(value)}
     if any("_packed_params" in name for name in names):
         return "an int8-quantised net; save the float net's state_dict() before quantising"
+    if other := _other_net(names):
+        return f"no ShuffleNetV2 in it; it looks like {other}; name another file"
     if not tensors and (arrays := [name for name, value in items if _is_array(value)]):
         return f"holds NumPy arrays ({listing(arrays)}); {AS_TENSORS}"
     if lost := next(filter(_has_lost_its_name, tensors), None):
         return _explain_lost_names(lost, tensors)
-    branches = [name for name in tensors if not _BRANCHES.isdisjoint(name.split("."))]
-    if branches and not _other_net(names):
+    if branches := [name for name in tensors if not _BRANCHES.isdisjoint(name.split("."))]:
         return f"its branches have a ShuffleNetV2's names ({listing(branches)}), but {_why_none_fits(branches)}"
     return f"no ShuffleNetV2 in it; it looks like {_describe(content, names, list(tensors))}"
 
@@ -81,8 +82,6 @@ def _other_net(names: Sequence[str]) -> str | None:
 
 
 def _describe(content: Any, names: Sequence[str], tensors: list[str]) -> str:
-    if other := _other_net(names):
-        return f"{other}; name another file"
     if tensors:
         return f"another net, with tensors such as {listing(tensors)}; name another file"
     if {"state", "param_groups"} <= set(names):

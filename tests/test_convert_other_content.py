@@ -140,6 +140,11 @@ def test_other_nets_by_their_names(names: str, tmp_path: Path) -> None:
     assert "again" not in reason
 
 
+def test_another_nets_numpy_arrays_are_not_worth_making_tensors(tmp_path: Path) -> None:
+    arrays = {name: np.ones(2) for name in ("features.0.0.weight", "features.1.conv.0.0.weight")}
+    assert refusal(write(tmp_path / "net.pt", arrays)).endswith("it looks like MobileNetV2; name another file")
+
+
 def test_tensors_without_names(tmp_path: Path) -> None:
     content = list(fresh_net("seed").parameters())
     said = f"it looks like {len(content)} tensors without names; save the net's state_dict(), which has them"
@@ -163,4 +168,4 @@ def test_convolutions_that_were_fused_with_what_follows_them(tmp_path: Path) -> 
     torch.ao.quantization.fuse_modules(net.conv1, ["0", "1", "2"], inplace=True)
     reason = refusal(write(tmp_path / "net.pt", net.state_dict()))
     assert reason.startswith("its branches have a ShuffleNetV2's names (stage2.0.branch1.0.weight; ")
-    assert reason.endswith("if they are folded into the convolutions, convert the net as it was before")
+    assert reason.endswith("if these are folded into the convolutions, convert the net as it was before")
