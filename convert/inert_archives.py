@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from convert import other_archives
 from convert.errors import ConvertError, printable
-from convert.inert_pickle import MAX_PICKLE, InertUnpickler, StandIn, Storage, view_tensor
+from convert.inert_pickle import MAX_PICKLE, DamagedPickleError, InertUnpickler, StandIn, Storage, view_tensor
 from convert.whole_modules import unfold
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -43,6 +44,7 @@ _MAX_UNPACKED = 8
 _ROOM = 16 << 20
 _MAX_ENTRIES = 50_000
 _MAX_MODULES = 10_000
+_BEGINNING = 1 << 16
 
 
 class _Archive:
@@ -79,7 +81,8 @@ class _Archive:
         """The archive's top folder, named after the file it was first saved as, if ``name`` is in it."""
         return next((entry.removesuffix(name) for entry in self._entries if entry.partition("/")[2] == name), None)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = -1) -> bytes:
+        """An entry's bytes, or the first of them."""
         if name not in self._entries:
             raise ConvertError(f"a damaged archive: {name} is missing; copy or download it again")
         entry = self._entries[name]
@@ -87,7 +90,8 @@ class _Archive:
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ConvertError(f"{name} is compressed in a way that PyTorch does not; unpack and save it again")
         try:
-            return self._zip.read(entry)
+            with self._zip.open(entry) as file:
+                return file.read(most)
         except Exception as error:  # zlib, checksum and size errors alike
             raise ConvertError(
                 f"a damaged archive: {name} cannot be read ({error or type(error).__name__}); copy or download it again"
@@ -96,10 +100,8 @@ class _Archive:
     def read_text(self, name: str) -> bytes:
         """A pickle or JSON, which may take far more memory than its bytes."""
         if name in self._entries and self._entries[name].file_size > MAX_PICKLE:
-            raise ConvertError(
-                f"{name} has {self._entries[name].file_size:,} bytes, too many for the names of tensors; "
-                "save the net's state_dict() alone"
-            )
+            what = f"{name} has {self._entries[name].file_size:,} bytes"
+            raise ConvertError(other_archives.explain_large_pickle(what, self.read(name, _BEGINNING)))
         return self.read(name)
 
     def storage(self, name: str, dtype: torch.dtype) -> Storage:
@@ -124,9 +126,7 @@ def read_zip(data: bytes) -> tuple[str, Any]:
     if weights or archive.root("archive_format") is not None or "serialized_state_dict.pt" in archive.names:
         return "exported program (.pt2)", _read_exported_program(archive, weights)
     if root is None:
-        raise ConvertError(
-            "a zip archive, but not a checkpoint that torch.save wrote; unpack it and name the file in it"
-        )
+        raise ConvertError(other_archives.explain(archive.names))
 
     def find_storage(dtype: torch.dtype, key: str, _: Any, count: int, *__: Any) -> Storage:
         storage = archive.storage(f"{root}data/{key}", dtype)
@@ -187,7 +187,13 @@ def read_legacy(data: bytes) -> Any:
         return Storage(memoryview(storages[key].buffer)[first * dtype.itemsize :][: size * dtype.itemsize], dtype)
 
     pickles = io.BytesIO(data[:MAX_PICKLE])
-    _, _, system, content, keys = (InertUnpickler(pickles, find_storage).load() for _ in range(5))
+    try:
+        _, _, system, content, keys = (InertUnpickler(pickles, find_storage).load() for _ in range(5))
+    except DamagedPickleError:
+        if pickles.tell() < MAX_PICKLE:
+            raise
+        what = f"its pickle has over {MAX_PICKLE:,} bytes"
+        raise ConvertError(other_archives.explain_large_pickle(what, data[:_BEGINNING])) from None
     if isinstance(system, Mapping) and system.get("little_endian") is False:
         raise ConvertError(_BIG_ENDIAN)
     position = pickles.tell()

@@ -42,6 +42,10 @@ _STORAGE_DTYPES = {
 }
 
 
+class DamagedPickleError(ConvertError):
+    """A pickle that ends too early, or is none."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """Bytes of the file, and what they are numbers of."""
@@ -273,7 +277,7 @@ class InertUnpickler(pickle._Unpickler):
         except Exception as error:  # whatever a damaged pickle makes the unpickler raise
             if not self.called:
                 reason = type(error).__name__ if isinstance(error, KeyError) else str(error) or type(error).__name__
-                raise ConvertError(f"the file is damaged ({reason[:100]}); copy or download it again") from None
+                raise DamagedPickleError(f"the file is damaged ({reason[:100]}); copy or download it again") from None
         else:
             if not self.called and (self.has_modules or not self.foreign):
                 return loaded

@@ -68,6 +68,11 @@ class Layout:
     options: tuple[str, ...] = ()
     """Fields of the architecture that ``reference`` takes as well, under their own names."""
 
+    @property
+    def called(self) -> str:
+        """Its name where no more than its tensors' names are known, which torchvision's and chenyaofo's share."""
+        return "torchvision or chenyaofo" if self.name in ("torchvision", "chenyaofo") else self.name
+
     def block_name(self, stage: int, block: int, index: int) -> str:
         """PyTorch's name for a block; all numbers count from 0."""
         name = self.block if block else self.down or self.block

@@ -15,6 +15,9 @@ from flax_shufflenet.weights import check_size, shapes
 
 Tensors = Mapping[str, torch.Tensor]
 
+_IF_MISSING = "if the net has it, save its whole state_dict() again; if not, it is another net and cannot be converted"
+_WITHOUT_HEAD = "take the net without its head with --backbone"
+
 _BATCH_NORM = {
     "scale": "weight",
     "bias": "bias",
@@ -51,8 +54,7 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
         name = f"{conv}.weight"
         if name not in tensors:
             raise ConvertError(
-                f"the tensors do not make a {layout.name} ShuffleNetV2: {name} is missing; "
-                "save the net's whole state_dict() again"
+                f"the tensors do not make a {layout.called} ShuffleNetV2: {name} is missing; {_IF_MISSING}"
             )
         if tensors[name].ndim != 4 or 0 in tensors[name].shape:
             raise ConvertError(f"{name} has shape {list(tensors[name].shape)}; a convolution's has 4 numbers above 0")
@@ -76,7 +78,13 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
     if f"{layout.head}.weight" in tensors:
         head = tensors[f"{layout.head}.weight"]
         if head.ndim != 2:
-            raise ConvertError(f"{layout.head}.weight has shape {list(head.shape)}; a linear layer's has 2 numbers")
+            as_matrix = (
+                "save weight.flatten(1) in its place, which computes the same, or " if _is_pointwise(head) else ""
+            )
+            raise ConvertError(
+                f"{layout.head}.weight has shape {list(head.shape)}, a linear layer's has 2 numbers; "
+                f"{as_matrix}{_WITHOUT_HEAD}"
+            )
         num_classes = head.shape[0]
         fields["head_bias"] = f"{layout.head}.bias" in tensors
     last_width = shape(parts["last"])[0] if with_last else 0
@@ -94,6 +102,10 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
         )
     except ValueError as error:
         raise ConvertError(f"no ShuffleNetV2 has these shapes: {error}") from None
+
+
+def _is_pointwise(kernel: torch.Tensor) -> bool:
+    return kernel.ndim == 4 and kernel.shape[2:] == (1, 1)
 
 
 def _count_blocks(layout: Layout, tensors: Tensors) -> tuple[int, int, int]:
@@ -166,19 +178,39 @@ def check_names_and_shapes(layout: Layout, architecture: Architecture, tensors: 
         check_size(architecture, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
     except ValueError as error:
         raise ConvertError(str(error)) from None
+    _check_image_channels(f"{layout.root}{layout.stem[0]}.weight", tensors)
     expected = expected_shapes(layout, architecture)
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} belongs to no part of the net" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {list(tensor.shape)}, not {list(expected[name])}"
+    missing = [f"{name} is missing" for name in expected if name not in tensors]
+    unknown = [f"{name} belongs to no part of the net" for name in tensors if name not in expected]
+    misshapen = {
+        name: f"{name} has shape {list(tensor.shape)}, not {list(expected[name])}"
         for name, tensor in tensors.items()
         if name in expected and tuple(tensor.shape) != expected[name]
-    ]
-    if problems:
+    }
+    if problems := [*missing, *unknown, *misshapen.values()]:
+        remedy = "it is another net with these names, and cannot be converted"
+        if missing:
+            remedy = _IF_MISSING
+        elif not unknown and all(name.startswith(f"{layout.head}.") for name in misshapen):
+            remedy = _WITHOUT_HEAD
+        raise ConvertError(f"the tensors do not make a {layout.called} ShuffleNetV2: {listing(problems)}; {remedy}")
+
+
+def _check_image_channels(name: str, tensors: Tensors) -> None:
+    """Raises:
+    ConvertError: the stem's convolution, of this name, takes images of other than three channels.
+    """
+    shape = list(tensors[name].shape) if name in tensors else []
+    if len(shape) != 4 or shape[1] == 3:
+        return
+    channels = f"{shape[1]} channel{'s' * (shape[1] != 1)}"
+    said = f"{name} has shape {shape}: the net takes images of {channels}, and all nets here take 3"
+    if shape[1] == 1:
         raise ConvertError(
-            f"the tensors do not make a {layout.name} ShuffleNetV2: {listing(problems)}; "
-            "save the net's whole state_dict() again"
+            f"{said}; save weight.repeat(1, 3, 1, 1) / 3 in its place, and it computes the same from grey images that "
+            "are given as three equal channels"
         )
+    raise ConvertError(f"{said}; it cannot be converted")
 
 
 def to_arrays(layout: Layout, architecture: Architecture, tensors: Tensors) -> dict[str, np.ndarray]:

@@ -13,20 +13,7 @@ import torch
 
 from convert import inert_archives, inert_pickle
 from convert.errors import ConvertError
-
-# Files that turn up under a checkpoint's name, by how they begin.
-_OTHER_FILES = {
-    b"version https://git-lfs": "a Git-LFS pointer, not the file it points to; fetch it with 'git lfs pull'",
-    b"\x1f\x8b": "gzip-compressed; unpack it first",
-    b"\xfd7zXZ": "xz-compressed; unpack it first",
-    b"BZh": "bzip2-compressed; unpack it first",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first",
-    b"7z\xbc\xaf": "a 7z archive; unpack it first",
-    b"\x89HDF": "an HDF5 file (Keras?), not a PyTorch checkpoint",
-    b"\x93NUMPY": "a NumPy array, not a PyTorch checkpoint",
-    b"<": "a web page or XML, perhaps a download that went wrong",
-    b"\x08": "perhaps an ONNX model; save the PyTorch net's state_dict() instead",
-}
+from flax_shufflenet.other_files import describe, explain_missing
 
 
 class Source(NamedTuple):
@@ -49,7 +36,7 @@ def read(path: str | os.PathLike[str]) -> Source:
     data = _read_bytes(path)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        kind, content, metadata = _parse(data)
+        kind, content, metadata = _parse(path.name, data)
     except ConvertError as error:
         raise ConvertError(f"{path}: {error}") from None
     return Source(path, sha256, kind, content, metadata)
@@ -62,16 +49,17 @@ def _read_bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():
             raise ConvertError(f"{path}: not a regular file")
         return path.read_bytes()
+    except FileNotFoundError:
+        raise ConvertError(explain_missing(path)) from None
     except OSError as error:
         reason = {
-            errno.ENOENT: "no such file",
             errno.ELOOP: "a link that leads back to itself",
             errno.EACCES: "may not be read; check its permissions",
         }.get(error.errno or 0, os.strerror(error.errno or 0))
         raise ConvertError(f"{path}: {reason}") from None
 
 
-def _parse(data: bytes) -> tuple[str, Any, dict[str, str]]:
+def _parse(name: str, data: bytes) -> tuple[str, Any, dict[str, str]]:
     if not data:
         raise ConvertError("the file is empty; copy or download it again")
     if data.startswith(b"PK\x03\x04"):
@@ -80,9 +68,8 @@ def _parse(data: bytes) -> tuple[str, Any, dict[str, str]]:
         return "PyTorch (legacy format)", inert_archives.read_legacy(data), {}
     if data[8:9] == b"{":
         return _parse_safetensors(data)
-    for beginning, what in _OTHER_FILES.items():
-        if data.lstrip().startswith(beginning):
-            raise ConvertError(what)
+    if what := describe(name, data):
+        raise ConvertError(what)
     if data.startswith(b"\x80"):
         raise ConvertError("a bare pickle, which could run code; save the net with torch.save(net.state_dict(), path)")
     raise ConvertError("not a checkpoint that PyTorch or safetensors writes; is the file whole?")

@@ -4,18 +4,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from convert import whole_modules
+from convert import misfits, parametrised, whole_modules
 from convert.errors import ConvertError, listing, printable
-from convert.inert_pickle import StandIn
 from convert.layouts import LAYOUTS, Layout
 from convert.mapping import Tensors, infer_architecture, torch_names
 from convert.open_choices import Activation, Shuffle, Stem, decide
+from convert.other_content import explain, text_of
+from convert.parametrised import Parametrised, under_plain_names
 from convert.pruning import apply_masks
-from convert.tensors import check_sharing
+from convert.tensors import check_values, is_count
 from convert.whole_modules import WholeModule
 from flax_shufflenet import Architecture
 
@@ -27,26 +28,6 @@ _BYSTANDERS = ("total_ops", "total_params", "n_averaged")
 
 # Parts of the names that trainers have for averaged weights.
 _AVERAGES = {"avg", "ema", "emamodel", "modelema", "netema", "averaged", "swa"}
-
-# Keys that tell other architectures, for the refusal to name.
-_OTHER_NETS = {
-    "_packed_params": "an int8-quantised net; save the float net's state_dict() before quantising",
-    "stage2.0.g_conv_1x1_compress": "ShuffleNet version 1",
-    "layer1.0.downsample": "a ResNet",
-    "layer1.0.shortcut": "a ResNet",
-    "layer1.0.conv1": "a ResNet",
-    "layer1.0.bn3": "a ResNet or ShuffleNet version 1",
-    "features.0.branch_main_1": "ShuffleNetV2+",
-    "features.denseblock1": "a DenseNet",
-    "features.1.conv.0.0": "MobileNetV2",
-    "features.1.block.0.0": "MobileNetV3 or EfficientNet",
-    "features.3.squeeze": "SqueezeNet",
-    "layers.0.conv1": "a MobileNet of kuangliu/pytorch-cifar",
-    "Conv2d_1a_3x3": "an Inception net",
-    "encoder.layers.encoder_layer_0": "a vision transformer",
-    "blocks.0.attn": "a vision transformer",
-    "features.0": "a VGG net or AlexNet",
-}
 
 
 @dataclass(frozen=True)
@@ -70,6 +51,7 @@ class _Candidate:
     tensors: dict[str, torch.Tensor]
     layout: Layout
     prefix: str
+    parametrised: Mapping[str, Parametrised]
     module: WholeModule | None = None
     """The module whose tensors they are, where it was pickled whole."""
     pruned: str | None = None
@@ -125,7 +107,7 @@ def find_net(
         ("shuffle", shuffle, "pytorchcv_b", "pytorchcv's shufflenetv2b"),
     ):
         if value is not None and layout.name != own:
-            raise ConvertError(f"--{option} is for {whose}; this is a {layout.name} checkpoint, leave it out")
+            raise ConvertError(f"--{option} is for {whose}; this is a {layout.called} checkpoint, leave it out")
     notes = [f"found at: {printable(candidate.place, 200)}"]
     if candidate.pruned is not None:
         notes.append(candidate.pruned)
@@ -134,9 +116,9 @@ def find_net(
     if beside := len(candidate.tensors) - len(own):
         notes.append(f"left out: {beside} tensors beside the net")
     tensors, head_notes, absent = _take(candidate, own, backbone)
-    if any(_is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
+    if any(is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
         notes.append("num_batches_tracked is stored as floating-point; made whole numbers")
-    tensors = _check_values(tensors)
+    tensors = check_values(tensors)
     layout, architecture, choices = decide(
         layout,
         tensors,
@@ -176,20 +158,14 @@ def _mappings(
         yield where, content
     for key, value in items:
         if isinstance(value, Mapping | list | tuple):
-            yield from _mappings(value, f"{where}.{printable(_text(key), 100)}".lstrip("."), depth + 1, seen)
-
-
-def _text(key: Any) -> str:
-    try:
-        return str(key)
-    except ValueError:  # Python writes out no number of more than some 4,300 digits
-        return f"a number of {key.bit_length():,} bits"
+            yield from _mappings(value, f"{where}.{printable(text_of(key), 100)}".lstrip("."), depth + 1, seen)
 
 
 def _candidates(content: Any) -> Iterator[_Candidate]:
     for where, mapping in _mappings(content):
         stored = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
-        tensors, pruned = apply_masks(stored)
+        plain, stored_otherwise = under_plain_names(stored)
+        tensors, pruned = apply_masks(plain)
         module = mapping if isinstance(mapping, WholeModule) else None
         for layout in LAYOUTS.values():
             if layout.name in ("torchvision", "nanodet"):
@@ -198,7 +174,7 @@ def _candidates(content: Any) -> Iterator[_Candidate]:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
                     prefix = name.removesuffix(layout.fingerprint)
                     own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
-                    yield _Candidate(where, tensors, own, prefix, module, pruned)
+                    yield _Candidate(where, tensors, own, prefix, stored_otherwise, module, pruned)
 
 
 def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
@@ -208,36 +184,24 @@ def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
 
 
 def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str | None) -> _Candidate:
+    if not candidates:
+        items = [(text_of(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
+        raise ConvertError(explain(content, items))
     if key is not None:
         chosen = [candidate for candidate in candidates if candidate.place == key.strip(".")]
         if not chosen:
-            places = listing([candidate.place for candidate in candidates]) or "none"
+            places = listing([candidate.place for candidate in candidates])
             raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is one at: {places}")
     else:
         chosen = [candidate for candidate in candidates if candidate.is_average == use_ema]
-        if candidates and not chosen:
+        if not chosen:
             if use_ema:
                 raise ConvertError("--use_ema: there are no averaged weights in this file; leave it out")
             chosen = candidates  # a file of averaged weights alone
-    if not chosen:
-        raise ConvertError(f"no ShuffleNetV2 in it; it looks like {_describe(content)}; name another file")
     if len(chosen) > 1:
         places = listing([candidate.place for candidate in chosen], shown=8)
         raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
     return chosen[0]
-
-
-def _describe(content: Any) -> str:
-    items = [(_text(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
-    for part, what in _OTHER_NETS.items():
-        if any(part in name for name, _ in items):
-            return what
-    if names := [name for name, value in items if torch.is_tensor(value)]:
-        return f"another net, with tensors such as {listing(names)}"
-    if isinstance(content, Mapping):
-        keys = listing([_text(key) for key in content])
-        return f"a dictionary without tensors, with the keys {keys}" if keys else "an empty dictionary"
-    return "a lone object without tensors" if isinstance(content, StandIn) else f"a lone {type(content).__name__}"
 
 
 def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool) -> dict[str, torch.Tensor]:
@@ -267,6 +231,8 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
             found[own_name] = tensor
         else:
             rest[name] = tensor
+    parametrised.check_none([name for name in own if name not in rest], candidate.parametrised)
+    misfits.check_normalisations(layout, headless, trunk)
     notes = []
     ignored = [name for name in rest if name.rpartition(".")[2] in _BYSTANDERS]
     for name in ignored:
@@ -274,11 +240,9 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
     if ignored:
         notes.append(f"left out: {listing(ignored)}")
 
-    if inside := [name for name in rest if name.startswith(prefix) and _is_inside(name, candidate, headless)]:
-        raise ConvertError(
-            f"the tensors do not make a {layout.name} ShuffleNetV2: {listing(inside)} inside the net, where this "
-            "layout has nothing; it computes something else with the same convolutions, and cannot be converted"
-        )
+    inside = misfits.tensors_inside(layout, headless, prefix, rest)
+    if inside:
+        misfits.refuse_inside(layout, headless, prefix, inside)
 
     # Old PyTorch versions did not count batches.
     counts = [name for name in trunk_names if name.endswith(".num_batches_tracked")]
@@ -292,6 +256,7 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
             notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
     else:
         head = _find_head(rest, layout, candidate.net_prefix, features=headless.features_width)
+        parametrised.check_none(head.values(), candidate.parametrised)
         for own_name, name in head.items():
             found[own_name] = rest.pop(name)
         if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != (
@@ -299,31 +264,10 @@ def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str
         ):
             notes.append(f"head: {printable(taken, 200)}, the one linear layer that fits ({usual} in this layout)")
         if rest:
-            _refuse_leftovers(candidate, list(rest), bool(head))
+            misfits.refuse_leftovers(layout, candidate.net_prefix, candidate.place, list(rest), list(head.values()))
     if f"{layout.head}.weight" not in found:
         notes.append("no head: the net returns its pooled features")
     return found, notes, absent
-
-
-def _is_inside(name: str, candidate: _Candidate, architecture: Architecture) -> bool:
-    """Whether a tensor stands under a name of the stem, of a stage, of one of its blocks or of the last convolution."""
-    layout, own_name = candidate.layout, name.removeprefix(candidate.prefix)
-    units = [name for part in layout.parts_of(architecture) for name in (part.conv, part.bn)]
-    parts = [unit.removeprefix(layout.root) for unit in units]
-    blocks = [block.removeprefix(layout.root) for _, _, block in layout.blocks(architecture.stage_blocks)]
-    stages = {parent for block in blocks if (parent := block.rpartition(".")[0])}
-    around = {parent for part in parts if (parent := part.rpartition(".")[0])}
-    return any(own_name.startswith(f"{module}.") for module in {*parts, *blocks, *stages, *around})
-
-
-def _refuse_leftovers(candidate: _Candidate, names: list[str], has_head: bool) -> NoReturn:
-    remedy = "--backbone takes the backbone alone"
-    if has_head and not any(name.startswith(candidate.net_prefix) for name in names):
-        remedy = f"--key {candidate.place} takes the net there alone"
-    raise ConvertError(
-        f"the tensors do not make a {candidate.layout.name} ShuffleNetV2: "
-        f"{listing([f'{name} belongs to no part of the net' for name in names])}; {remedy}"
-    )
 
 
 def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:
@@ -367,48 +311,3 @@ def _is_in_detector(candidate: _Candidate) -> bool:
     """Whether the rest of a NanoDet stands beside the backbone."""
     around = candidate.prefix.removesuffix("backbone.")
     return any(name.startswith((f"{around}fpn.", f"{around}head.")) for name in candidate.tensors)
-
-
-def _check_values(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Plain dense tensors with values that a net can have; counts as whole numbers.
-
-    Raises:
-        ConvertError: another kind of tensor or dtype, NaN or infinite values, or a negative variance.
-    """
-    problems = [f"{name} is {problem}" for name, tensor in tensors.items() if (problem := _problem(name, tensor))]
-    dtypes = {tensor.dtype for name, tensor in tensors.items() if not _is_count(name)}
-    if torch.float64 in dtypes and len(dtypes) > 1:
-        problems.append("some weights are float64 and others are not; make them all one dtype")
-    if problems:
-        raise ConvertError(listing(problems))
-    check_sharing(tensors.values(), "tensors")
-    return {
-        name: tensor.detach().long() if _is_count(name) else tensor.detach().contiguous()
-        for name, tensor in tensors.items()
-    }
-
-
-def _is_count(name: str) -> bool:
-    return name.endswith(".num_batches_tracked")
-
-
-def _problem(name: str, tensor: torch.Tensor) -> str | None:
-    if tensor.is_quantized:
-        return "int8-quantised; save the float net's state_dict() before quantising"
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        kind = str(tensor.layout).removeprefix("torch.")
-        return f"a {kind} tensor on device {tensor.device}; make it a plain one on the CPU"
-    if tensor.nbytes > tensor.untyped_storage().nbytes():
-        return f"{list(tensor.shape)}, more than is stored of it; save a clone() of it"
-    if _is_count(name):
-        if tensor.numel() != 1 or tensor.is_complex():
-            return f"{tensor.dtype} of shape {list(tensor.shape)}, not one whole number"
-        count = float(tensor)
-        return None if count.is_integer() and 0 <= count < 2**31 else f"{count:g}, not a count that int32 holds"
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"{tensor.dtype}; weights are floating-point"
-    if not bool(torch.isfinite(tensor).all()):
-        return "not finite (NaN or infinity in it); the training diverged or the file is damaged"
-    if name.endswith(".running_var") and bool((tensor < 0).any()):
-        return "negative in places, which no variance is; the file is damaged"
-    return None

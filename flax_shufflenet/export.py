@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from flax_shufflenet.command_line import ImageOptions, note, run
 from flax_shufflenet.files import open_whole
+from flax_shufflenet.other_files import explain_missing
 from flax_shufflenet.training.config import OptionError
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def export(options: Options) -> int:
     Raises:
         OptionError, OSError, ValueError: nothing was written; the message is one line.
     """
+    if not options.net.is_file():
+        raise FileNotFoundError(explain_missing(options.net))
     output = options.output or options.net.with_suffix(".exported.zip")
     if output.exists() and not options.force:
         raise ValueError(f"{output} exists: name another --output, or overwrite it with --force")

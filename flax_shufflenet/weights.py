@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.files import write_whole
 from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.other_files import explain_missing, explain_unreadable, how_to_convert
 
 ARCHITECTURE_KEY = "architecture"
 
@@ -192,14 +193,18 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         ValueError: the file is not one that ``save`` wrote.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(explain_missing(Path(path)))
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        what = explain_unreadable(Path(path)) or f"not a readable safetensors file ({error})"
+        raise ValueError(f"{path}: {what}") from None
     if ARCHITECTURE_KEY not in metadata:
-        raise ValueError(f"{path}: a safetensors file, but not one that flax_shufflenet.save wrote (no architecture)")
+        raise ValueError(
+            f"{path}: a safetensors file, but not one that flax_shufflenet.save wrote (no architecture); if it "
+            f"is PyTorch's, {how_to_convert(Path(path))}"
+        )
     return metadata
 
 

@@ -1,15 +1,18 @@
 """Small real checkpoints of every layout in every format that PyTorch writes."""
 
+import copy
 import functools
 import io
 import warnings
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
 from convert_tools import small_architecture
 
 from convert import api, mapping
+from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.origin import describe_origin
 from convert.read import read
@@ -22,6 +25,11 @@ def small_net(layout: str, num_classes: int = 10, **fields: object) -> torch.nn.
     """A net of a few channels with random weights and statistics, in eval mode."""
     torch.manual_seed(0)
     return randomise(LAYOUTS[layout].build_reference(small_architecture(layout, num_classes, **fields))).eval()
+
+
+def fresh_net(layout: str) -> torch.nn.Module:
+    """Its own, to be changed."""
+    return copy.deepcopy(small_net(layout))
 
 
 def small_state_dict(layout: str, num_classes: int = 10, **fields: object) -> dict[str, torch.Tensor]:
@@ -86,6 +94,19 @@ def take(path: Path, **options: object) -> Net:
     arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
     api._check_round_trip(net, arrays, describe_origin(net))
     return net
+
+
+def write(path: Path, content: object) -> Path:
+    """Saves it there."""
+    path.write_bytes(saved(content))
+    return path
+
+
+def refusal(path: Path, **options: object) -> str:
+    """Why a file is not converted."""
+    with pytest.raises(ConvertError) as refused:
+        take(path, **options)
+    return str(refused.value).removeprefix(f"{path}: ")
 
 
 def assert_same(found: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -> None:

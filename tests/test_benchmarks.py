@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from benchmarks import floor, layouts, profile, summary
+from benchmarks import floor, layouts, profile, refusals, summary
 from benchmarks.case import Case
 from benchmarks.harness import Result
 from benchmarks.stock_flax import with_weights_of
@@ -197,3 +197,8 @@ def test_a_refusal_in_the_table_of_layouts_is_the_converters_own() -> None:
     case = next(case for case in layouts.cases() if case.name == "fastestdet: without --backbone")
     assert layouts.outcome(case)[0] == "refused"
     assert "detect_head.conv1x1.0.weight" in layouts.outcome(case)[1]
+
+
+def test_the_page_of_refusals_is_what_is_said() -> None:
+    page = (ROOT / "docs" / "refusals.md").read_text().splitlines()
+    assert list(refusals.table()) == [line for line in page if line.startswith("|")]

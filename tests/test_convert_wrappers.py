@@ -149,7 +149,9 @@ def test_a_sequence_with_other_tensors_before_the_net() -> None:
     """A normalisation in front changes what the net is fed, so it is not left out unasked."""
     tensors = small_state_dict("seed")
     content = {"0.mean": torch.zeros(3), "0.std": torch.ones(3), **prefixed(tensors, "1.")}
-    with pytest.raises(convert.ConvertError, match=r"0.mean belongs to no part .* --key 1 takes the net there alone"):
+    with pytest.raises(
+        convert.ConvertError, match=r"0.mean belongs to no part .* --key 1 takes the net there without them"
+    ):
         find_net(content)
     net = find_net(content, key="1")
     assert_same(net.tensors, tensors)
@@ -191,7 +193,8 @@ def test_a_head_of_several_layers_is_refused_and_can_be_left_out() -> None:
     head = {"fc.0.weight": torch.zeros(20, 40), "fc.0.bias": torch.zeros(20),
             "fc.2.weight": torch.zeros(5, 20), "fc.2.bias": torch.zeros(5)}  # fmt: skip
     with pytest.raises(
-        convert.ConvertError, match=r"fc\.2\.weight belongs to no part .* --backbone takes the backbone"
+        convert.ConvertError,
+        match=r"head has several layers \(fc\.0; fc\.2\), .* --backbone takes the net without them",
     ):
         find_net({**trunk, **head})
     net = find_net({**trunk, **head}, backbone=True)
@@ -219,7 +222,7 @@ def test_a_detectors_backbone() -> None:
         "roi_heads.box_predictor.cls_score.weight": torch.zeros(91, 40),
         "roi_heads.box_predictor.bbox_pred.weight": torch.zeros(364, 40),
     }
-    with pytest.raises(convert.ConvertError, match="--backbone takes the backbone alone"):
+    with pytest.raises(convert.ConvertError, match="--backbone leaves out what is not the backbone's"):
         find_net({"model": detector})
     net = find_net({"model": detector}, backbone=True, stem="imagenet")
     assert_same(net.tensors, trunk)

@@ -91,7 +91,8 @@ def test_what_the_net_computes_in_is_the_runs(saved, small_dataset):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "no such file"), (b"not a net", "not a readable safetensors file")]
+    ("content", "said"),
+    [(None, "no such file"), (b"not a net", "a text file"), (bytes(9), "not a readable safetensors file")],
 )
 def test_what_is_no_saved_net_is_one_line(tmp_path, small_dataset, content, said):
     path = tmp_path / "net.safetensors"
