@@ -119,7 +119,9 @@ def convert(options: Options) -> int:
     """
     # Torch and JAX take seconds to import, --help should not.
     from convert.job import run as run_job
+    from flax_shufflenet.platforms import check_platforms
 
+    check_platforms()
     run_job(options)
     return 0
 

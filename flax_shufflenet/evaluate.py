@@ -100,8 +100,10 @@ def evaluate(options: Options) -> int:
     # Imported here: JAX takes a second that --help and a wrong option need not wait for.
     from flax_shufflenet import fuse, read_metadata
     from flax_shufflenet.pixel_net import of_pixels, open_net
+    from flax_shufflenet.platforms import check_platforms
     from flax_shufflenet.training.user_cache import keep_compiled_programs
 
+    check_platforms()
     keep_compiled_programs()
     model, expected = open_net(options.net, options)
     classes = model.architecture.num_classes

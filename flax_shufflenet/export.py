@@ -79,7 +79,9 @@ def export(options: Options) -> int:
 
     from flax_shufflenet import fuse
     from flax_shufflenet.pixel_net import of_pixels, open_net
+    from flax_shufflenet.platforms import check_platforms
 
+    check_platforms()
     device = _device_here(options.platforms)
     model, expected = open_net(options.net, options)
     note(expected.assumed, options)

@@ -5,6 +5,7 @@ and the kernel zeroes them in pages of 4 kB: up to 40 % of a train step. Kept fr
 cost nothing.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -46,7 +47,8 @@ def restart_with_fast_malloc() -> None:
         return
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
         stream.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    with contextlib.suppress(OSError):  # the interpreter may be started no more: it goes on as it is
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def give_back_freed_memory() -> None:

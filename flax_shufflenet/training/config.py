@@ -34,8 +34,12 @@ def check_dataset(name: str) -> None:
 
 
 def default_data_dir() -> Path:
-    """The folder that TensorFlow Datasets uses unless told otherwise."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    """The folder that TensorFlow Datasets uses unless told otherwise; the working folder's, where nobody is at home."""
+    name = "tensorflow_datasets"
+    try:
+        return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / name)
+    except RuntimeError:  # in a container, where the user has no name
+        return Path(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.platforms import check_platforms
 from flax_shufflenet.training import allocator, checkpoints, data, devices, run_folder, user_cache
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config, OptionError, TrainingError
@@ -47,13 +48,15 @@ def train(config: Config) -> Evaluation:
 
     Raises:
         OptionError: a batch larger than the training set or not a multiple of the number of devices, a size that the
-            net to start from does not have, or a share to test on of a folder that has a test part.
+            net to start from does not have, a share to test on of a folder that has a test part, or no device of
+            those that JAX_PLATFORMS names.
         TrainingError: no data, no net to start from, a finished, another or a running run in ``config.out_dir``,
             checkpoints that cannot be read or written, or a loss that is not finite.
         OSError: the results cannot be written.
         Interrupted: Ctrl-C or SIGTERM ended the run, after its state was saved.
     """
     devices.join(config)
+    check_platforms()
     if not config.no_compilation_cache:
         user_cache.keep_compiled_programs()
     with devices.only_first_process_prints(), contextlib.ExitStack() as claims:

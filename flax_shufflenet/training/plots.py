@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter
 
+# It would say that it looks for fonts, which it does once, for seconds, and that it has no folder to keep them in.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
 # Okabe and Ito's colours, which the colour-blind tell apart, without their yellow, which white paper swallows.
 _BLUE, _VERMILION, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _COLOURS = (_BLUE, _VERMILION, _GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -169,8 +172,6 @@ def _confidence(probability: float) -> str:
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    # It would say that it looks for fonts, which it does once, for seconds.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     cast("ConstrainedLayoutEngine", figure.get_layout_engine()).set(wspace=0.06)
     return figure

@@ -21,16 +21,22 @@ class Splits(NamedTuple):
     test_labels: Int32[np.ndarray, " test"]
 
 
-def path_for(name: str, folder: Path) -> Path:
-    """Where the decoded images of a dataset's folder belong; changes with every change to the folder's files."""
+def path_for(name: str, folder: Path) -> Path | None:
+    """Where the decoded images of a dataset's folder belong; changes with every change to the folder's files. None
+    where there is no place for them."""
+    cache = user_cache.folder()
+    if cache is None:
+        return None
     files = sorted(path for path in folder.iterdir() if path.is_file())
     identity = [str(folder.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    return user_cache.folder() / f"{name}-{key}.npz"
+    return cache / f"{name}-{key}.npz"
 
 
-def read(path: Path) -> Splits | None:
+def read(path: Path | None) -> Splits | None:
     """What ``write`` kept there; None where there is nothing, or nothing usable."""
+    if path is None:
+        return None
     try:
         # Opened here, since numpy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -39,10 +45,11 @@ def read(path: Path) -> Splits | None:
         return None
 
 
-def write(path: Path, splits: Splits) -> None:
+def write(path: Path | None, splits: Splits) -> None:
     """Writes beside ``path`` and renames, so that no other process reads half of it."""
+    if path is None:
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open_whole(path) as file:
             np.savez(
                 file,
@@ -52,4 +59,4 @@ def write(path: Path, splits: Splits) -> None:
                 test_labels=splits.test_labels,
             )
     except OSError:
-        return  # a read-only or full disk only means that the next run decodes again
+        return  # a full disk only means that the next run decodes again

@@ -1,0 +1,81 @@
+"""Commands where there is no device, no home and no cache folder to be had, and what is kept where there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from flax import nnx
+from PIL import Image
+
+import flax_shufflenet as fs
+from flax_shufflenet.training import user_cache
+from tests.checkpoint_tools import small_state_dict
+
+ROOT = Path(__file__).parents[2]
+TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=10)
+
+
+def run(*arguments, **environment):
+    unset = {name for name, value in environment.items() if value is None}
+    given = {name: value for name, value in (os.environ | environment).items() if name not in unset}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=given, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    fs.save(fs.ShuffleNetV2(TINY, rngs=nnx.Rngs(0)), tmp_path / "net.safetensors")
+    torch.save(small_state_dict("seed"), tmp_path / "seed.pt")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--dataset", "digits", "--out", "OUT"],
+        ["-m", "convert", "seed.pt"],
+        ["-m", "flax_shufflenet.predict", "net.safetensors", "image.png"],
+        ["-m", "flax_shufflenet.evaluate", "net.safetensors", "--dataset", "digits"],
+        ["-m", "flax_shufflenet.export", "net.safetensors"],
+    ],
+)
+def test_a_platform_that_is_not_here_is_named(folder, command, platform):
+    if platform == "cuda" and any(Path("/dev").glob("nvidia*")):
+        pytest.skip("it may be here")
+    before = {path.name for path in folder.iterdir()}
+    command = [folder / word if word == "OUT" or (folder / word).exists() else word for word in command]
+    result = run(*command, JAX_PLATFORMS=platform)
+    assert result.returncode == 2
+    said = f": JAX_PLATFORMS={platform}: JAX finds no such device here; unset it to use what there is (see --help)\n"
+    assert result.stderr.endswith(said)
+    assert result.stderr.count("\n") == 1
+    assert {path.name for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("homeless", [{"HOME": "FILE/home"}, {"HOME": "/", "XDG_CACHE_HOME": "FILE/cache"}])
+def test_without_a_cache_folder_commands_only_take_longer(folder, homeless):
+    environment = {"XDG_CACHE_HOME": None, "JAX_COMPILATION_CACHE_DIR": None}
+    environment |= {name: value.replace("FILE", str(folder / "seed.pt")) for name, value in homeless.items()}
+    predict = ("-m", "flax_shufflenet.predict", folder / "net.safetensors", folder / "image.png")
+    result = run(*predict, **environment)
+    assert result.returncode == 0
+    assert all(line.startswith("assumed ") for line in result.stderr.splitlines())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become nobody in particular")
+def test_a_user_without_a_name_and_a_home_has_no_cache():
+    script = "import os; from flax_shufflenet.training import config, user_cache; os.setuid(54321)\n"
+    script += "print(user_cache.folder(), config.default_data_dir())"
+    result = run("-c", script, HOME=None, XDG_CACHE_HOME=None, TFDS_DATA_DIR=None)
+    assert result.stdout == "None tensorflow_datasets\n", result.stderr
+
+
+def test_the_cache_folder_is_made(cache_home):
+    assert user_cache.folder() == cache_home / "flax_shufflenet"
+    assert user_cache.folder().is_dir()
