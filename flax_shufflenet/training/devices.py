@@ -10,12 +10,15 @@ import functools
 import math
 import os
 import socket
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # for the client of the coordinator, which the public module keeps to itself
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -25,8 +28,12 @@ from flax_shufflenet.training.config import AUTO, Config, OptionError, TrainingE
 
 BATCH_AXIS = "batch"
 
-# Seconds after which a process is taken for dead. JAX's own 100 are less than what one that is paused may need.
-_LONGEST_SILENCE = 300
+# Seconds after which a process that was killed is taken for dead, and JAX ends the others.
+_LONGEST_SILENCE = 30
+
+# Where a process says that it ends early. The others look every so many seconds, and have so many to end by themselves.
+_ENDED_EARLY = "flax_shufflenet/ended_early"
+_SECONDS_BETWEEN_LOOKS, _SECONDS_OF_GRACE = 1, 10
 
 _STEPS_BETWEEN_QUESTIONS = 20
 _REPLICATED = PartitionSpec()
@@ -91,6 +98,44 @@ def only_first_process_prints() -> Iterator[None]:
     else:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
+
+
+@contextlib.contextmanager
+def end_together() -> Iterator[None]:
+    """Where what is done inside ends early in one process, interrupted or with an error, the others end, too.
+
+    They may be waiting for it within JAX, where no exception reaches them: a thread says why and ends the process with
+    exit code 1. Otherwise they would wait for minutes, and so would the one that ends, until they have all left.
+    """
+    client = distributed.global_state.client
+    if jax.process_count() == 1 or client is None:
+        yield
+        return
+    over = threading.Event()
+    threading.Thread(target=_end_with_others, args=(client, over), daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        reason = f"process {jax.process_index()} has ended ({one_line(error)})"
+        with contextlib.suppress(Exception):  # the others may have said so first, or be gone with the coordinator
+            client.key_value_set(_ENDED_EARLY, reason)
+        raise
+    finally:
+        over.set()
+
+
+def _end_with_others(client: Any, over: threading.Event) -> None:
+    while not over.wait(_SECONDS_BETWEEN_LOOKS):
+        try:
+            reason = client.key_value_try_get(_ENDED_EARLY)
+        except Exception:  # nobody has said anything
+            continue
+        if over.wait(_SECONDS_OF_GRACE):
+            return
+        print(f"{reason}, which this process cannot go on without", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()  # the one that ended waits for it
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def train(config: Config) -> Evaluation:
     check_platforms()
     if not config.no_compilation_cache:
         user_cache.keep_compiled_programs()
-    with devices.only_first_process_prints(), contextlib.ExitStack() as claims:
+    with devices.end_together(), devices.only_first_process_prints(), contextlib.ExitStack() as claims:
         console = Console(highlight=False, soft_wrap=True)
         with devices.all_or_none():
             if devices.is_first_process():

@@ -153,3 +153,22 @@ def test_a_port_in_use_is_one_line():
         port = server.getsockname()[1]
         with pytest.raises(TrainingError, match=f"port {port} cannot be used here"):
             devices.join(Config(coordinator=f"localhost:{port}", num_processes=1, process_id=0))
+
+
+@pytest.mark.parametrize(
+    ("ends", "silence", "said"),
+    [
+        ("interrupted", 100, "process 1 has ended (interrupted, nothing new to save), which this process cannot go on"),
+        ("killed", 5, ""),
+        ("both", 100, "process 0 has its own message"),
+    ],
+)
+def test_where_one_process_ends_the_other_does_not_wait(ends, silence, said):
+    address = f"localhost:{free_port()}"
+    worker = ("-m", "tests.training.ending_worker", address)
+    processes = [start(*worker, number, ends, silence) for number in range(2)]
+    outputs = [process.communicate(timeout=100) for process in processes]
+    for (stdout, stderr), process in zip(outputs, processes, strict=True):
+        assert "together\n" in stdout, stderr
+        assert process.returncode != 0
+    assert said in outputs[0][1]

@@ -1,0 +1,30 @@
+"""One of two processes that train together: ``COORDINATOR PROCESS_ID ENDS SILENCE``. Process 1 ends as ENDS says, and
+process 0 waits for it. SILENCE is the time in seconds after which a process is taken for dead."""
+
+import os
+import signal
+import sys
+
+from flax_shufflenet.training import devices
+from flax_shufflenet.training.config import Config, TrainingError
+from flax_shufflenet.training.interruption import Interrupted
+
+
+def main() -> None:
+    coordinator, number, ends, silence = sys.argv[1:]
+    devices._LONGEST_SILENCE = int(silence)
+    devices.join(Config(coordinator=coordinator, num_processes=2, process_id=int(number)))
+    with devices.end_together():
+        devices.highest(0)
+        print("together", flush=True)
+        if number == "1" and ends == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == "1" and ends == "interrupted":
+            raise Interrupted(signal.SIGINT)
+        if ends == "both":
+            raise TrainingError(f"process {number} has its own message")
+        devices.highest(0)
+
+
+if __name__ == "__main__":
+    main()
