@@ -2,7 +2,7 @@
 
 import os
 
-from flax_shufflenet.errors import OptionError
+from flax_shufflenet.training.config import OptionError
 
 
 def check_platforms() -> None:

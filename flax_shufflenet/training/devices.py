@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -204,6 +204,22 @@ def check_batch_size(batch_size: int, largest: int, mesh: Mesh | None) -> None:
         return
     nearest = max(1, min(math.floor(batch_size / count + 0.5), largest // count)) * count
     raise OptionError(f"--batch_size must be a multiple of {count}, the number of devices, such as {nearest}")
+
+
+def check_memory(needed: int, stats: Mapping[str, int] | None) -> None:
+    """``needed`` bytes of images have to fit into a device that has these ``memory_stats``; some devices have none.
+
+    Raises:
+        TrainingError: they do not, whatever else is to lie there.
+    """
+    if not stats or "bytes_limit" not in stats:
+        return
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if needed > free:
+        raise TrainingError(
+            f"the images take {needed / 1e9:.2f} GB, and the device has {free / 1e9:.2f} GB free: all lie there while "
+            "training; take a smaller --image_size, or fewer images"
+        )
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
@@ -50,8 +51,8 @@ def train(config: Config) -> Evaluation:
         OptionError: a batch larger than the training set or not a multiple of the number of devices, a size that the
             net to start from does not have, a share to test on of a folder that has a test part, or no device of
             those that JAX_PLATFORMS names.
-        TrainingError: no data, no net to start from, a finished, another or a running run in ``config.out_dir``,
-            checkpoints that cannot be read or written, or a loss that is not finite.
+        TrainingError: no data, or more than the device has room for, no net to start from, a finished, another or a
+            running run in ``config.out_dir``, checkpoints that cannot be read or written, or a loss that is not finite.
         OSError: the results cannot be written.
         Interrupted: Ctrl-C or SIGTERM ended the run, after its state was saved.
     """
@@ -129,6 +130,8 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, 
     )
     dataset = as_expected(dataset, saved)
     dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
+    images = dataset.train_images.nbytes + dataset.test_images.nbytes
+    devices.check_memory(images, jax.local_devices()[0].memory_stats())
     count = len(dataset.train_labels)
     if config.batch_size > count:
         raise OptionError(
