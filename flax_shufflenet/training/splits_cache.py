@@ -1,6 +1,7 @@
 """Decoded images, kept on disk: decoding takes ten seconds, reading them back half of one."""
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,9 @@ def read(path: Path | None) -> Splits | None:
     try:
         # Opened here, since numpy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Splits(**{name: arrays[name] for name in Splits._fields})
+            splits = Splits(**{name: arrays[name] for name in Splits._fields})
+        os.utime(path)  # the longest unused are removed first
+        return splits
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -59,4 +62,5 @@ def write(path: Path | None, splits: Splits) -> None:
                 test_labels=splits.test_labels,
             )
     except OSError:
-        return  # a full disk only means that the next run decodes again
+        pass  # a full disk only means that the next run decodes again
+    user_cache.prune()

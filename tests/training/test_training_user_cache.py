@@ -79,3 +79,35 @@ def test_a_user_without_a_name_and_a_home_has_no_cache():
 def test_the_cache_folder_is_made(cache_home):
     assert user_cache.folder() == cache_home / "flax_shufflenet"
     assert user_cache.folder().is_dir()
+
+
+def test_the_longest_unused_are_removed_first(cache_home):
+    kept = user_cache.folder()
+    (kept / "compiled").mkdir()
+    for age, name in enumerate(["images.npz", "compiled/new", "compiled/old", "older.npz"]):
+        (kept / name).write_bytes(bytes(100))
+        os.utime(kept / name, (1e9 - 1000 * age,) * 2)
+    os.utime(kept / "older.npz", (1e9 + 5000, 1e9 - 5000))  # an old file that was read since
+    user_cache.prune(400)
+    assert len([path for path in kept.rglob("*") if path.is_file()]) == 4
+    user_cache.prune(250)
+    assert sorted(path.name for path in kept.rglob("*") if path.is_file()) == ["images.npz", "older.npz"]
+
+
+def test_commands_keep_the_cache_small(folder, cache_home):
+    """A file without content, which takes no room, but has more bytes than are kept."""
+    old = cache_home / "flax_shufflenet" / "compiled" / "old"
+    old.parent.mkdir(parents=True)
+    with old.open("wb") as file:
+        file.truncate(2_100_000_000)
+    result = run(
+        "-m",
+        "flax_shufflenet.predict",
+        folder / "net.safetensors",
+        folder / "image.png",
+        JAX_COMPILATION_CACHE_DIR=None,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    assert result.returncode == 0, result.stderr
+    assert not old.exists()
+    assert any(old.parent.iterdir())
