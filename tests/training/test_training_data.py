@@ -85,7 +85,8 @@ def test_nothing_of_an_archive_is_extracted(tiny_cifar10, tmp_path):
     tiny_cifar10.builder.url_infos = {url: info}
     splits = cifar.decode(cifar.open_builder(tiny_cifar10.builder, tiny_cifar10.folder))
     assert len(splits.train_labels) == 35
-    assert not list(tmp_path.parent.rglob("outside.txt"))
+    assert not list(tmp_path.rglob("outside.txt"))
+    assert not (tmp_path.parent / "outside.txt").exists()
 
 
 def test_an_archive_without_a_needed_file_is_named(tiny_cifar10):
