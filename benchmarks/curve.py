@@ -8,8 +8,8 @@ from jax.tree_util import tree_leaves
 
 from benchmarks.collectives import Collectives, count_collectives
 from flax_shufflenet import ShuffleNetV2
+from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.program import Program
 

@@ -44,7 +44,8 @@ def _work(options: dict, out: str, rounded: bool) -> None:
 
     from benchmarks.curve import train_curve
     from flax_shufflenet import ShuffleNetV2, seed
-    from flax_shufflenet.training import data, devices
+    from flax_shufflenet.datasets import data
+    from flax_shufflenet.training import devices
     from flax_shufflenet.training.config import Config
 
     config = Config(net_size=0.5, dataset="digits", **options)

@@ -17,12 +17,12 @@ import torch.nn.functional as F  # noqa: N812, the field's name for it
 
 import flax_shufflenet as fs
 from benchmarks.report import installed_versions
-from convert import evidence
-from convert.evidence import Hypothesis
-from convert.input_evidence import Scale, weigh_input
-from convert.open_choices import ACTIVATION, QUESTIONS, SHUFFLE, STEM, Question
-from flax_shufflenet.training import data
-from flax_shufflenet.training.data import Dataset
+from convert.evidence import statistics
+from convert.evidence.choices import ACTIVATION, QUESTIONS, SHUFFLE, STEM, Question
+from convert.evidence.images import Scale, weigh_input
+from convert.evidence.statistics import Hypothesis
+from flax_shufflenet.datasets import data
+from flax_shufflenet.datasets.data import Dataset
 from torch_ref.randomise import randomise
 
 
@@ -138,7 +138,7 @@ def _row(
     name: str, question: Question, truth: str, tensors: dict[str, torch.Tensor], size: float, classes: int
 ) -> dict[str, Any]:
     first, second = hypotheses(question, size, classes)
-    found = evidence.weigh(first, second, tensors, question.where)
+    found = statistics.weigh(first, second, tensors, question.where)
     says = None if found is None else found.says
     return {
         "question": " or ".join(question.graphs),

@@ -23,8 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flax_shufflenet import preset
-from flax_shufflenet.preprocessing import expected_by
-from flax_shufflenet.training import image_folder
+from flax_shufflenet.datasets import image_folder
+from flax_shufflenet.images.preprocessing import expected_by
 from torch_ref.torchvision import ShuffleNetV2
 
 ROOT = Path(__file__).parents[1]

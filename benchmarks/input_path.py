@@ -14,9 +14,9 @@ from flax import nnx
 
 import flax_shufflenet as fs
 from benchmarks.worker import median_seconds
-from flax_shufflenet.training import allocator
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.system import allocator
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.step import epoch_order, make_batch
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from convert import ConvertError
-from convert.api import convert_source
+from convert.files.read import read
 from convert.layouts import LAYOUTS
-from convert.read import read
+from convert.pipeline import convert_source
 from flax_shufflenet import preset
 from torch_ref.randomise import randomise
 

@@ -14,12 +14,12 @@ import torch
 
 import flax_shufflenet as fs
 from benchmarks.report import installed_versions
-from convert import api
+from convert import pipeline
+from convert.evidence.choices import Stem
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
-from convert.open_choices import Stem
-from convert.verify import FLOAT32_BAR, FLOAT64_BAR
-from flax_shufflenet.files import write_whole
+from convert.proof.verify import FLOAT32_BAR, FLOAT64_BAR
+from flax_shufflenet.system.files import write_whole
 from flax_shufflenet.weights import flat_arrays, to_bytes
 from torch_ref.randomise import randomise
 
@@ -34,7 +34,7 @@ def measure(layout: str, size: float, folder: Path) -> str:
     torch.save(net.state_dict(), checkpoint)
 
     stems: dict[str, Stem] = {"chenyaofo": "cifar", "torchvision": "imagenet"}
-    conversion = api.convert_source(api.as_source(checkpoint), stem=stems.get(layout))
+    conversion = pipeline.convert_source(pipeline.as_source(checkpoint), stem=stems.get(layout))
     write_whole(converted, to_bytes(architecture, conversion.arrays, conversion.metadata))
     model = fs.load(converted)
     arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from benchmarks import settings
 from benchmarks.collectives import array_bytes
 from benchmarks.worker import median_seconds
-from flax_shufflenet.training.allocator import restart_with_fast_malloc
+from flax_shufflenet.system.allocator import restart_with_fast_malloc
 
 _STEPS = 8
 _SECONDS = 0.3  # for each product and the copy; ten times as long for the step

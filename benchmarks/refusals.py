@@ -21,8 +21,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.layouts import Tensors, head_of_two_layers, net_of, other_tensors, tensors_of
 from convert import ConvertError
-from convert.__main__ import Options, convert
+from convert.__main__ import convert
 from convert.layouts import LAYOUTS
+from convert.options import Options
 from flax_shufflenet import preset
 from flax_shufflenet.weights import read_metadata
 

@@ -16,7 +16,7 @@ from benchmarks.case import IMAGE_SIDE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, C
 from benchmarks.contenders import PROJECT
 from benchmarks.harness import Result
 from benchmarks.summary import Row, floor_seconds, summarise
-from flax_shufflenet.versions import NOT_INSTALLED, versions
+from flax_shufflenet.system.versions import NOT_INSTALLED, versions
 
 _PACKAGES = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "onnx", "onnxruntime", "openvino")
 

@@ -22,10 +22,12 @@ from benchmarks.report import installed_versions
 from benchmarks.torch_training import Batches, Trainer, learning_rates, use_all_cores
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
+from flax_shufflenet.datasets import data
+from flax_shufflenet.datasets.catalogue import default_data_dir
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.functional import split
-from flax_shufflenet.training import data
-from flax_shufflenet.training.config import Config, OptionError, TrainingError, default_data_dir
-from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.step import initial_state, make_optimizer, make_update
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flax_shufflenet import compare
-from flax_shufflenet.training.runs import Run, duration, percent, read_run
+from flax_shufflenet.commands import compare
+from flax_shufflenet.runs.run import Run, duration, percent, read_run
 
 _ROOT = Path(__file__).parents[1]
 # What each framework's program is started as, and the file that it writes when it is done.

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flax_shufflenet.training.allocator import allocator_environment
+from flax_shufflenet.system.allocator import allocator_environment
 
 THREADS = 2
 RECORDED = (

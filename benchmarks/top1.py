@@ -15,13 +15,13 @@ import torch
 
 import flax_shufflenet as fs
 from benchmarks.report import installed_versions
-from convert import api
+from convert import pipeline
 from convert.errors import ConvertError
+from convert.evidence.choices import Stem
 from convert.layouts import LAYOUTS
-from convert.open_choices import Stem
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.functional import split
-from flax_shufflenet.training import data
-from flax_shufflenet.training.config import TrainingError
 from flax_shufflenet.weights import from_arrays
 
 BATCH = 500
@@ -35,7 +35,7 @@ def in_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, titl
 
 
 def measure(checkpoint: Path, stem: Stem | None, dataset_name: str, data_dir: Path) -> None:
-    conversion = api.convert_source(api.as_source(checkpoint), stem=stem)
+    conversion = pipeline.convert_source(pipeline.as_source(checkpoint), stem=stem)
     print("\n".join(conversion.report.lines()))
     net = conversion.net
     original = LAYOUTS[net.layout.name].build_reference(net.architecture)

@@ -2,7 +2,7 @@
 
 ``torch_ref``'s net on the same images in the same order with the same augmentation, by the same recipe, channels_last,
 with the same threads and allocator settings. What it writes is what train.py writes, so that
-``python -m flax_shufflenet.compare`` reads both.
+``flax-shufflenet compare`` reads both.
 """
 
 import dataclasses
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from flax_shufflenet.command_line import run
-from flax_shufflenet.training import allocator
-from flax_shufflenet.training.config import Config, default_data_dir
+from flax_shufflenet.commands.command_line import run
+from flax_shufflenet.datasets.catalogue import default_data_dir
+from flax_shufflenet.system import allocator
+from flax_shufflenet.training.config import Config
 
 if TYPE_CHECKING:
     import torch
 
-    from flax_shufflenet.training.data import Dataset
+    from flax_shufflenet.datasets.data import Dataset
 
 NET_FILE = "net.pt"
 _SHARED = (
@@ -84,14 +85,15 @@ def train(options: Options) -> int:
     import torch
 
     from benchmarks.torch_training import Batches, Trainer, learning_rates, use_all_cores
-    from flax_shufflenet.files import write_whole
-    from flax_shufflenet.training import data, user_cache
-    from flax_shufflenet.training.config import TrainingError
+    from flax_shufflenet.datasets import data
+    from flax_shufflenet.errors import TrainingError
+    from flax_shufflenet.runs.metrics import MetricsWriter
+    from flax_shufflenet.runs.run import METRICS_FILE
+    from flax_shufflenet.system import user_cache
+    from flax_shufflenet.system.files import write_whole
     from flax_shufflenet.training.description import describe_run, epoch_line
     from flax_shufflenet.training.evaluation import evaluate_logits
-    from flax_shufflenet.training.metrics import MetricsWriter
     from flax_shufflenet.training.recipe import describe
-    from flax_shufflenet.training.runs import METRICS_FILE
     from flax_shufflenet.training.totals import EpochTotals
 
     out = config.out_dir

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the field's name for it
 from jaxtyping import Array, Float, Float32, Int32
 
-from flax_shufflenet.training.augmentation import normalise
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.step import StepMetrics, epoch_order, make_batch, make_schedule
 
 _TEST_BATCH = 256

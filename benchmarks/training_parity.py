@@ -26,12 +26,12 @@ from benchmarks.differences import worst_difference
 from benchmarks.report import installed_versions
 from convert import mapping
 from convert.layouts import LAYOUTS, Layout
-from convert.verify import FLOAT64_BAR
+from convert.proof.verify import FLOAT64_BAR
 from flax_shufflenet import Architecture, preset
+from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import Functional, split
-from flax_shufflenet.preprocessing import expected_by
+from flax_shufflenet.images.preprocessing import expected_by
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.step import (
     dropout_rngs,
     epoch_order,

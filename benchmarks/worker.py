@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import settings
 from benchmarks.case import Case, Step
 from benchmarks.contenders import CONTENDERS
-from flax_shufflenet.training.allocator import give_back_freed_memory
+from flax_shufflenet.system.allocator import give_back_freed_memory
 
 _WARM_UP_STEPS = 3
 

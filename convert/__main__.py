@@ -1,114 +1,9 @@
 """``python -m convert``: a PyTorch checkpoint to Flax, a Flax net to PyTorch, or one PyTorch layout to another."""
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from flax_shufflenet.command_line import run
-
-LayoutName = Literal[
-    "seed",
-    "kuangliu",
-    "chenyaofo",
-    "torchvision",
-    "weiaicunzai",
-    "megvii",
-    "ericsun99",
-    "mmpretrain",
-    "birder",
-    "pytorchcv",
-    "pytorchcv_b",
-    "nanodet",
-    "fastestdet",
-    "yolov5lite",
-]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Converts a ShuffleNetV2 between PyTorch and Flax, and proves the result by running both nets.
-
-    A PyTorch checkpoint becomes a safetensors file that flax_shufflenet.load opens. A file that
-    flax_shufflenet.save wrote becomes a PyTorch state_dict or, where the output ends in .onnx, an ONNX model (needs
-    pip install -e '.[onnx]'): float32 images [batch, 3, size, size], normalised as in training, to class scores
-    before the softmax. Exit codes: 0 converted and proven; 2 the command line is wrong; 1 anything else, and then
-    nothing is written.
-    """
-
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The checkpoint: .pt, .pth, .safetensors, TorchScript or .pt2."""
-
-    output: Annotated[
-        Path | None,
-        arg(
-            aliases=["-o"],
-            metavar="FILE",
-            help_behavior_hint="(default: beside the input, with the other format's ending)",
-        ),
-    ] = None
-    """Where to write."""
-
-    to: Annotated[
-        LayoutName | None, arg(metavar="LAYOUT", help_behavior_hint="(default, for a Flax net: the layout it came in)")
-    ] = None
-    """Write a PyTorch state_dict in this layout: seed, kuangliu, chenyaofo, torchvision, weiaicunzai, megvii,
-    ericsun99, mmpretrain, birder, pytorchcv, pytorchcv_b, nanodet, fastestdet or yolov5lite."""
-
-    stem: Annotated[
-        Literal["cifar", "imagenet"] | None,
-        arg(
-            metavar="{cifar,imagenet}", help_behavior_hint="(default: cifar for 10 or 100 classes, otherwise imagenet)"
-        ),
-    ] = None
-    """First layers, where the tensors cannot tell (torchvision's names): stride 1, or stride 2 and a max-pool."""
-
-    activation: Annotated[
-        Literal["relu", "leaky_relu"] | None,
-        arg(
-            metavar="{relu,leaky_relu}",
-            help_behavior_hint="(default: leaky_relu within a NanoDet detector, relu for a lone backbone)",
-        ),
-    ] = None
-    """What stands behind the convolutions, where the tensors cannot tell (NanoDet's backbones)."""
-
-    shuffle: Annotated[
-        Literal["after", "reverse"] | None, arg(metavar="{after,reverse}", help_behavior_hint="(default: after)")
-    ] = None
-    """How blocks shuffle, where the tensors cannot tell (pytorchcv's shufflenetv2b): reverse if the net was built with
-    shuffle_group_first=False."""
-
-    use_ema: bool = False
-    """Take the averaged weights that a trainer keeps beside the model."""
-
-    backbone: bool = False
-    """Take the backbone alone, without its head or the detector around it; the net then returns features."""
-
-    key: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the only net there is)")] = None
-    """Take the net at this place in the file, where there are several."""
-
-    images: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: noise)")] = None
-    """Compare the two nets on the images in this folder."""
-
-    size: Annotated[
-        int | None,
-        arg(
-            metavar="PIXELS",
-            help_behavior_hint="(default: as the net's file says, else 32, or 224 for an ImageNet stem)",
-        ),
-    ] = None
-    """Side of the images that an ONNX model takes."""
-
-    report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """Also write the certificate, with every layer's errors, to this Markdown file."""
-
-    plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """Also draw every layer's errors to this PNG."""
-
-    force: bool = False
-    """Overwrite files that exist."""
+from convert.options import Options
+from flax_shufflenet.commands.command_line import run
 
 
 def convert(options: Options) -> int:
@@ -119,15 +14,15 @@ def convert(options: Options) -> int:
     """
     # Torch and JAX take seconds to import, --help should not.
     from convert.job import run as run_job
-    from flax_shufflenet.platforms import check_platforms
+    from flax_shufflenet.system.platforms import check_platforms
 
     check_platforms()
     run_job(options)
     return 0
 
 
-def main() -> int:
-    return run("python -m convert", Options, convert, interrupted="interrupted; nothing was written")
+def main(program: str = "python -m convert") -> int:
+    return run(program, Options, convert, interrupted="interrupted; nothing was written")
 
 
 if __name__ == "__main__":

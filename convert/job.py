@@ -5,32 +5,29 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from convert import api, onnx_file
+from convert import onnx_file, pipeline
 from convert.across import Rewritten
 from convert.errors import ConvertError
-from convert.images import read_images
+from convert.files.read import Source, read
 from convert.layouts import LAYOUTS
+from convert.options import Options
 from convert.origin import restore_origin
-from convert.read import Source, read
-from convert.report import Report, failure_table
-from convert.verify import Proof
+from convert.proof.images import read_images
+from convert.proof.report import Report, failure_table
+from convert.proof.verify import Proof
 from flax_shufflenet import Architecture
-from flax_shufflenet.files import write_whole
-from flax_shufflenet.preprocessing import expected_by
+from flax_shufflenet.images.preprocessing import expected_by
+from flax_shufflenet.system.files import write_whole
 from flax_shufflenet.weights import ARCHITECTURE_KEY, check_arrays, to_bytes
-
-if TYPE_CHECKING:
-    from convert.__main__ import Options
 
 _TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
-def run(options: "Options") -> None:
+def run(options: Options) -> None:
     """Converts as the options say, prints the report, and writes only what is proven.
 
     Raises:
@@ -46,13 +43,13 @@ def run(options: "Options") -> None:
         _from_torch(source, options)
 
 
-def _from_torch(source: Source, options: "Options") -> None:
+def _from_torch(source: Source, options: Options) -> None:
     output = options.output or _beside(source.path, f".{options.to}.pt" if options.to else ".safetensors")
     if output.suffix == onnx_file.ENDING:
         raise ConvertError(f"{output}: ONNX is made from a Flax net; convert {source.path} to .safetensors first")
     _check_output(output, options, to_torch=options.to is not None)
     images = None if options.images is None else read_images(options.images)
-    conversion = api.convert_source(
+    conversion = pipeline.convert_source(
         source,
         stem=options.stem,
         activation=options.activation,
@@ -74,7 +71,7 @@ def _from_torch(source: Source, options: "Options") -> None:
     _finish(report, options, output, _torch_bytes(restored.tensors))
 
 
-def _from_flax(source: Source, options: "Options") -> None:
+def _from_flax(source: Source, options: Options) -> None:
     for name in ("stem", "activation", "shuffle", "key", "use_ema", "backbone"):
         if getattr(options, name):
             raise ConvertError(f"{source.path}: a Flax net; --{name} is for PyTorch checkpoints, leave it out")
@@ -88,7 +85,7 @@ def _from_flax(source: Source, options: "Options") -> None:
     images = None if options.images is None else read_images(options.images)
     try:
         architecture, arrays = _read_flax(source)
-        target = options.to or api.choose_layout(architecture, source.metadata)
+        target = options.to or pipeline.choose_layout(architecture, source.metadata)
         expected = expected_by(architecture, source.metadata, size=options.size)
         tensors, rewritten, report = _to_layout(source, architecture, arrays, target, "Flax net", images)
         if as_onnx and not report.proof.failure:
@@ -132,7 +129,7 @@ def _to_layout(
     kind: str,
     images: list[np.ndarray] | None,
 ) -> tuple[dict[str, torch.Tensor], Rewritten, Report]:
-    tensors, rewritten, proof = api.write_layout(architecture, arrays, target, images)
+    tensors, rewritten, proof = pipeline.write_layout(architecture, arrays, target, images)
     report = Report(
         source=source.path.name,
         sha256=source.sha256,
@@ -140,7 +137,7 @@ def _to_layout(
         layout=f"{target} ({LAYOUTS[target].repository})",
         architecture=architecture,
         tensors=len(tensors),
-        parameters=api.count_parameters(arrays),
+        parameters=pipeline.count_parameters(arrays),
         notes=rewritten.notes,
         proof=proof,
         target=f"PyTorch, {target} layout",
@@ -149,7 +146,7 @@ def _to_layout(
     return tensors, rewritten, report
 
 
-def _finish(report: Report, options: "Options", output: Path, data: bytes) -> None:
+def _finish(report: Report, options: Options, output: Path, data: bytes) -> None:
     """Prints and writes; a failed proof keeps its certificate, but writes no net."""
     for line in report.lines():
         print(line)
@@ -165,7 +162,7 @@ def _finish(report: Report, options: "Options", output: Path, data: bytes) -> No
 
 
 def _picture(report: Report) -> bytes:
-    from convert.plot import plot_layers  # matplotlib takes a second to import
+    from convert.proof.plot import plot_layers  # matplotlib takes a second to import
 
     return plot_layers(report)
 
@@ -182,7 +179,7 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_suffix(f".flax{ending}") if output == path else output
 
 
-def _check_output(output: Path, options: "Options", *, to_torch: bool) -> None:
+def _check_output(output: Path, options: Options, *, to_torch: bool) -> None:
     """The output's name, given or by default. One that says another format than the file has would be opened by the
     wrong program."""
     _check_files_differ(options, output)
@@ -197,7 +194,7 @@ def _check_output(output: Path, options: "Options", *, to_torch: bool) -> None:
         )
 
 
-def _check_files_differ(options: "Options", output: Path | None) -> None:
+def _check_files_differ(options: Options, output: Path | None) -> None:
     """Raises:
     ConvertError: two of the files of a run are one.
     """

@@ -45,7 +45,7 @@ class Layout:
     repository: str
     fingerprint: str
     """A key that checkpoints of this layout have and others do not, after any prefix; of layouts with the same one,
-    ``convert.select`` chooses by what else is there."""
+    ``convert.contents.select`` chooses by what else is there."""
     reference: Callable[..., nn.Module]
     """The net in PyTorch, under this layout's key names."""
     stem: Unit

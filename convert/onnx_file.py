@@ -13,9 +13,9 @@ import torch
 
 from convert.across import Rewritten
 from convert.errors import ConvertError
-from convert.verify import FLOAT32_BAR, flax_output, relative_error, same_choices
+from convert.proof.verify import FLOAT32_BAR, flax_output, relative_error, same_choices
 from flax_shufflenet import Architecture
-from flax_shufflenet.preprocessing import Preprocessing
+from flax_shufflenet.images.preprocessing import Preprocessing
 
 ENDING = ".onnx"
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from convert.across import Rewritten
+from convert.contents.select import Net
 from convert.errors import ConvertError
 from convert.mapping import torch_names
-from convert.select import Net
 
 _HALF = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16)}
 

@@ -1,4 +1,13 @@
-"""What commands say of an error: one line."""
+"""The errors that users can cause, and what commands say of any error: one line."""
+
+
+class OptionError(ValueError):
+    """An option's value cannot be used; the message names the option."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message is one line that says why and what to do."""
+
 
 # Which extra brings a package that not every use of the library needs.
 _EXTRAS = {

@@ -18,9 +18,9 @@ from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 
 from flax_shufflenet.architecture import Architecture
-from flax_shufflenet.files import write_whole
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.other_files import explain_missing, explain_unreadable, how_to_convert
+from flax_shufflenet.system.files import write_whole
 
 ARCHITECTURE_KEY = "architecture"
 

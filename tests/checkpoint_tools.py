@@ -11,12 +11,12 @@ import safetensors.torch
 import torch
 from convert_tools import small_architecture
 
-from convert import api, mapping
+from convert import mapping, pipeline
+from convert.contents.select import Net, find_net
 from convert.errors import ConvertError
+from convert.files.read import read
 from convert.layouts import LAYOUTS
 from convert.origin import describe_origin
-from convert.read import read
-from convert.select import Net, find_net
 from torch_ref.randomise import randomise
 
 
@@ -92,7 +92,7 @@ def take(path: Path, **options: object) -> Net:
     net = find_net(read(path).content, **options)
     mapping.check_names_and_shapes(net.layout, net.architecture, net.tensors)
     arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
-    api._check_round_trip(net, arrays, describe_origin(net))
+    pipeline._check_round_trip(net, arrays, describe_origin(net))
     return net
 
 
@@ -115,4 +115,4 @@ def assert_same(found: dict[str, torch.Tensor], original: dict[str, torch.Tensor
     for name, tensor in found.items():
         other = original[name]
         assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
-        assert torch.equal(api._bits(tensor), api._bits(other)), name
+        assert torch.equal(pipeline._bits(tensor), pipeline._bits(other)), name

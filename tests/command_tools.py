@@ -3,7 +3,7 @@
 import sys
 from unittest.mock import patch
 
-from flax_shufflenet import command_line
+from flax_shufflenet.commands import command_line
 
 
 def run_command(capsys, module, *arguments):

@@ -29,13 +29,13 @@ import torch
 from checkpoint_tools import all_formats, in_safetensors, legacy, saved, small_net, small_state_dict, take
 from convert_tools import small_architecture
 
-from convert import api, job, mapping
+from convert import job, mapping, pipeline
 from convert.across import rewrite
 from convert.errors import ConvertError
+from convert.files.read import Source, read
 from convert.layouts import LAYOUTS
 from convert.origin import restore_origin
-from convert.read import Source, read
-from convert.verify import verify
+from convert.proof.verify import verify
 from flax_shufflenet.weights import ARCHITECTURE_KEY, to_bytes
 
 SECONDS_PER_FILE = 10
@@ -208,7 +208,7 @@ def _try_flax(source: Source) -> None:
         architecture, arrays = job._read_flax(source)
     except ValueError as error:
         raise ConvertError(str(error)) from None
-    target = api.choose_layout(architecture, source.metadata)
+    target = pipeline.choose_layout(architecture, source.metadata)
     rewritten = rewrite(architecture, arrays, target)
     tensors = mapping.to_tensors(rewritten.layout, rewritten.architecture, rewritten.arrays)
     restore_origin(rewritten, tensors, arrays, source.metadata)

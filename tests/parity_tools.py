@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import flax_shufflenet as fs
 from convert import mapping
 from convert.layouts import LAYOUTS, Layout
-from convert.verify import compiler_options
+from convert.proof.verify import compiler_options
 from flax_shufflenet import Architecture, functional
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
 from torch_ref.randomise import keep_from_kinks, randomise

@@ -13,7 +13,7 @@ from flax import nnx
 import flax_shufflenet as fs
 import torch_ref
 from benchmarks.differences import worst_difference
-from convert.verify import relative_difference
+from convert.proof.verify import relative_difference
 from flax_shufflenet import functional
 from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
 from flax_shufflenet.model import max_pool

@@ -22,12 +22,12 @@ from flax import nnx
 import convert
 import flax_shufflenet as fs
 from convert import mapping
-from convert.__main__ import LayoutName
 from convert.across import family_of, rewrite
 from convert.layouts import LAYOUTS
+from convert.options import LayoutName
 from convert.origin import Restored, restore_origin
-from convert.report import Report
-from convert.verify import _FlaxNet, _Traced, proving_devices, verify
+from convert.proof.report import Report
+from convert.proof.verify import _FlaxNet, _Traced, proving_devices, verify
 from flax_shufflenet.weights import flat_arrays
 
 # As many classes as no default has, and for all tests the same, so that nets of one layout share their programs.
@@ -305,7 +305,7 @@ def test_a_failed_proof_writes_nothing_and_shows_where(
 
     right = mapping.to_arrays
     monkeypatch.setattr(mapping, "to_arrays", lambda *a: swapped(right(*a), "stem.bn.scale", "stem.bn.bias"))
-    monkeypatch.setattr("convert.api._check_round_trip", lambda *_: None)
+    monkeypatch.setattr("convert.pipeline._check_round_trip", lambda *_: None)
     torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
     report = tmp_path / "report.md"
     outcome = run_convert(capsys, tmp_path / "net.pt", "--report", report)

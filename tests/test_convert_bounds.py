@@ -9,7 +9,7 @@ import torch
 from checkpoint_tools import saved, small_state_dict
 
 import convert
-from convert.read import read
+from convert.files.read import read
 
 
 def with_pickle_changed(data: bytes, old: bytes, new: bytes) -> bytes:

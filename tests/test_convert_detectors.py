@@ -13,9 +13,9 @@ from parity_tools import random_images, to_nchw
 import convert
 import flax_shufflenet as fs
 from convert import mapping
+from convert.contents.select import find_net
 from convert.layouts import LAYOUTS
-from convert.select import find_net
-from convert.verify import FLOAT64_BAR, relative_difference
+from convert.proof.verify import FLOAT64_BAR, relative_difference
 from flax_shufflenet.weights import cast_floats, from_arrays
 
 DETECTORS = ("nanodet", "fastestdet", "yolov5lite")

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
-from convert.input_evidence import settle_input
+from convert.contents.select import find_net
+from convert.evidence.images import settle_input
 from convert.layouts import LAYOUTS
-from convert.select import find_net
 
 
 def gathered(layout: str, num_classes: int = 10, **changes: object) -> dict[str, torch.Tensor]:

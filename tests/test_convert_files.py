@@ -18,9 +18,9 @@ from checkpoint_tools import (
     torchscript,
 )
 
+from convert.contents.select import find_net
+from convert.files.read import read
 from convert.layouts import LAYOUTS
-from convert.read import read
-from convert.select import find_net
 from flax_shufflenet.architecture import family_fields
 
 GIVEN = {

@@ -14,7 +14,7 @@ from convert import onnx_file
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.mapping import to_arrays, to_tensors
-from flax_shufflenet.preprocessing import expected_by
+from flax_shufflenet.images.preprocessing import expected_by
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

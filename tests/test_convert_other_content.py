@@ -13,7 +13,7 @@ from convert_tools import small_architecture
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from convert.inert_pickle import MAX_PICKLE
+from convert.files.inert_pickle import MAX_PICKLE
 from convert.layouts import LAYOUTS
 
 
@@ -93,7 +93,7 @@ def unfinished() -> bytes:
         (unfinished, "an archive that torch.save began and did not finish; save the net's state_dict()"),
         (
             lambda: archive("program.jax", "metadata.json"),
-            "a program that flax_shufflenet.export wrote; name the net's ",
+            "a program that flax-shufflenet export wrote; name the net's ",
         ),
         (lambda: archive("config.json", "model.weights.h5"), "a Keras file; there is no way from Keras here"),
         (lambda: archive("a/net.pth", "a/log.txt"), "unpack it and name one of them (a/net.pth)"),

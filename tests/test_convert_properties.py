@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from convert import mapping
+from convert.contents.select import find_net
 from convert.errors import ConvertError
+from convert.files.read import read
 from convert.layouts import LAYOUTS, Layout
-from convert.read import read
-from convert.select import find_net
 from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
 

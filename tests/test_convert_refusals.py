@@ -28,9 +28,9 @@ from convert_tools import run_convert, small_architecture
 
 import convert
 from convert import mapping
+from convert.contents.select import find_net
+from convert.files.read import read
 from convert.layouts import LAYOUTS
-from convert.read import read
-from convert.select import find_net
 from flax_shufflenet.weights import ARCHITECTURE_KEY, to_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -566,8 +566,8 @@ def test_memory_is_bounded_by_the_files_size(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from convert import ConvertError
-from convert.read import read
-from convert.select import find_net
+from convert.files.read import read
+from convert.contents.select import find_net
 
 size = next(line for line in open("/proc/self/status") if line.startswith("VmSize"))
 allowed = int(size.split()[1]) * 1024 + (400 << 20)

@@ -12,9 +12,9 @@ from convert_tools import run_convert, small_architecture
 from torch import nn
 from torch.nn.utils import prune
 
+from convert.contents.select import Net, find_net
 from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
-from convert.select import Net, find_net
 from torch_ref.randomise import randomise
 from torch_ref.seed import ShuffleBlock
 

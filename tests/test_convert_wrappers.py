@@ -12,8 +12,8 @@ import torch
 from checkpoint_tools import assert_same, legacy, saved, small_state_dict
 
 import convert
-from convert.read import read
-from convert.select import find_net
+from convert.contents.select import find_net
+from convert.files.read import read
 
 Tensors = dict[str, torch.Tensor]
 

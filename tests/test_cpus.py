@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flax_shufflenet import cpus
+from flax_shufflenet.system import cpus
 
 
 @pytest.mark.parametrize(

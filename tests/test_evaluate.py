@@ -1,4 +1,4 @@
-"""``python -m flax_shufflenet.evaluate`` agrees with plain NumPy, on trained nets, converted nets and folders."""
+"""``flax-shufflenet evaluate`` agrees with plain NumPy, on trained nets, converted nets and folders."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import evaluate
-from flax_shufflenet.training import data
+from flax_shufflenet.commands import evaluate
+from flax_shufflenet.datasets import data
 from tests.command_tools import run_command
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

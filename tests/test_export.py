@@ -1,4 +1,4 @@
-"""``python -m flax_shufflenet.export``: the file is what its help says, and the same net."""
+"""``flax-shufflenet export``: the file is what its help says, and the same net."""
 
 import json
 import zipfile
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet import export
+from flax_shufflenet.commands import export
 from tests.command_tools import run_command
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flax_shufflenet.files import open_whole, why_no_room, write_whole
+from flax_shufflenet.system.files import open_whole, why_no_room, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, file_size_limit):

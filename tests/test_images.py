@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flax_shufflenet import images
+from flax_shufflenet.images import reading
 from tests.folder_tools import too_deep
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    found = images.find(folder)
+    found = reading.find(folder)
     assert found.unreadable == []
     assert found.real_paths == [os.path.realpath(path) for path in found.paths]
     return [path.relative_to(folder).as_posix() for path in found.paths]
@@ -75,13 +75,13 @@ def test_a_folder_itself_may_be_a_link(folder, tmp_path):
 def test_a_link_to_nothing_is_left_for_the_reader_to_name(folder):
     (folder / "gone.png").symlink_to("nowhere.png")
     assert names(folder) == ["a.png", "gone.png", "sub/b.JPG"]
-    with pytest.raises(images.ImageError, match=r"gone\.png: no such file"):
-        images.read(folder / "gone.png")
+    with pytest.raises(reading.ImageError, match=r"gone\.png: no such file"):
+        reading.read(folder / "gone.png")
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_read(folder):
     path = too_deep(folder)
-    found = images.find(folder)
+    found = reading.find(folder)
     assert [path.name for path in found.paths] == ["a.png", "b.JPG"]
     assert [str(error) for error in found.unreadable] == [f"{path}: this folder cannot be read (File name too long)"]
 
@@ -102,8 +102,8 @@ def without_root() -> Iterator[Path]:
 def test_an_image_without_permission_is_named(without_root):
     path = without_root / "a.png"
     path.touch(0)
-    with pytest.raises(images.ImageError) as raised:
-        images.read(path)
+    with pytest.raises(reading.ImageError) as raised:
+        reading.read(path)
     assert str(raised.value) == f"{path}: cannot be read as an image (Permission denied)"
 
 
@@ -113,7 +113,7 @@ def test_a_folder_without_permission_and_a_link_into_it_are_named(without_root):
     (folder / "link").symlink_to("private/inner", target_is_directory=True)
     (folder / "a.png").touch()
     (folder / "private").chmod(0)
-    found = images.find(folder)
+    found = reading.find(folder)
     (folder / "private").chmod(0o700)
     assert found.paths == [folder / "a.png"]
     assert sorted(str(error) for error in found.unreadable) == [

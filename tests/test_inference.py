@@ -8,7 +8,7 @@ from flax import nnx
 from parity_tools import FLOAT32_BAR, random_images
 
 import flax_shufflenet as fs
-from convert.verify import relative_difference, relative_error
+from convert.proof.verify import relative_difference, relative_error
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays, shapes
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]

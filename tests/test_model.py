@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 import flax_shufflenet as fs
-from convert.verify import FLOAT64_BAR, relative_difference, relative_error
+from convert.proof.verify import FLOAT64_BAR, relative_difference, relative_error
 from flax_shufflenet import functional
 from flax_shufflenet.layers import ConvBN
 from flax_shufflenet.model import max_pool

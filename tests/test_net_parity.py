@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import flax_shufflenet as fs
 from benchmarks.differences import pooled_error, worst_difference
-from convert.verify import relative_difference, relative_error
+from convert.proof.verify import relative_difference, relative_error
 
 pytestmark = pytest.mark.device
 

@@ -15,8 +15,10 @@ from command_tools import run_command
 from convert_tools import run_convert
 from PIL import Image
 
-from flax_shufflenet import evaluate, export, load, predict
-from flax_shufflenet.training.config import Config, TrainingError
+from flax_shufflenet import load
+from flax_shufflenet.commands import evaluate, export, predict
+from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.start import read_init
 
 

@@ -1,4 +1,4 @@
-"""``python -m flax_shufflenet.predict``, and what it knows of image files and of a net's images."""
+"""``flax-shufflenet predict``, and what it knows of image files and of a net's images."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,10 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import evaluate, export, images, predict
-from flax_shufflenet.pixel_net import of_pixels
-from flax_shufflenet.preprocessing import expected_by
+from flax_shufflenet.commands import evaluate, export, predict
+from flax_shufflenet.images import reading
+from flax_shufflenet.images.pixel_net import of_pixels
+from flax_shufflenet.images.preprocessing import expected_by
 from tests.command_tools import run_command
 from tests.folder_tools import too_deep
 
@@ -235,7 +236,7 @@ def test_every_kind_of_file_shows_the_same_picture(tmp_path):
         ("cmyk.tif", Image.fromarray(colour).convert("CMYK"), colour),
     ):
         image.save(tmp_path / name)
-        np.testing.assert_array_equal(np.asarray(images.read(tmp_path / name)), expected, err_msg=name)
+        np.testing.assert_array_equal(np.asarray(reading.read(tmp_path / name)), expected, err_msg=name)
 
 
 def test_transparent_parts_are_white(tmp_path):
@@ -244,13 +245,13 @@ def test_transparent_parts_are_white(tmp_path):
     expected = pixels[..., :3].copy()
     expected[:2] = 255
     Image.fromarray(pixels).save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(np.asarray(images.read(tmp_path / "alpha.png")), expected)
+    np.testing.assert_array_equal(np.asarray(reading.read(tmp_path / "alpha.png")), expected)
 
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putdata([0, 1])
     palette.save(tmp_path / "palette.png", transparency=0)
-    found = np.asarray(images.read(tmp_path / "palette.png"))
+    found = np.asarray(reading.read(tmp_path / "palette.png"))
     np.testing.assert_array_equal(found, [[[255] * 3, [40, 50, 60]]])
 
 
@@ -259,7 +260,7 @@ def test_a_picture_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(images.read(tmp_path / "turned.png")), upright)
+    np.testing.assert_array_equal(np.asarray(reading.read(tmp_path / "turned.png")), upright)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +268,8 @@ def test_a_picture_is_turned_upright(tmp_path):
 )
 def test_numbers_of_unknown_range_are_refused(tmp_path, pixels, said):
     Image.fromarray(pixels).save(tmp_path / "values.tif")
-    with pytest.raises(images.ImageError, match=f"values.tif: cannot be read .*{said}"):
-        images.read(tmp_path / "values.tif")
+    with pytest.raises(reading.ImageError, match=f"values.tif: cannot be read .*{said}"):
+        reading.read(tmp_path / "values.tif")
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (401, 280), (100, 90), (256, 256)])
@@ -277,12 +278,12 @@ def test_the_centre_is_that_of_resizing_and_cropping(height, width):
     whole = (256, 256 * height // width) if height >= width else (256 * width // height, 256)
     left, top = round((whole[0] - 224) / 2), round((whole[1] - 224) / 2)
     expected = image.resize(whole, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
-    difference = np.abs(images.centre_crop(image, 224, 256).astype(int) - np.asarray(expected))
+    difference = np.abs(reading.centre_crop(image, 224, 256).astype(int) - np.asarray(expected))
     assert difference.max() <= 1  # Pillow rounds after each direction, and chooses which comes first
 
 
 def test_a_narrow_strip_takes_no_more_memory_than_its_centre():
-    assert images.centre_crop(Image.new("RGB", (20_000, 1)), 224, 256).shape == (224, 224, 3)
+    assert reading.centre_crop(Image.new("RGB", (20_000, 1)), 224, 256).shape == (224, 224, 3)
 
 
 # --- what nets expect

@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("where", NOBODY)
 @pytest.mark.parametrize(
-    "command", [["train.py"], *(["-m", f"flax_shufflenet.{name}"] for name in ("compare", "evaluate"))]
+    "command", [["train.py"], *(["-m", "flax_shufflenet", name] for name in ("compare", "evaluate"))]
 )
 def test_help_that_nobody_reads(command, where):
     assert run(*command, "--help", redirected=NOBODY[where]) == (0, "")
@@ -58,8 +58,8 @@ def test_help_that_nobody_reads(command, where):
 @pytest.mark.parametrize("where", ["all closed", "pipe without reader"])
 def test_what_a_command_writes_is_there_whoever_reads_along(folder, where):
     options = {"redirected": NOBODY[where]}
-    assert run("-m", "flax_shufflenet.predict", folder / "net.safetensors", folder / "images", **options)[0] == 0
-    exported = ("-m", "flax_shufflenet.export", folder / "net.safetensors", "--platforms", "cpu")
+    assert run("-m", "flax_shufflenet", "predict", folder / "net.safetensors", folder / "images", **options)[0] == 0
+    exported = ("-m", "flax_shufflenet", "export", folder / "net.safetensors", "--platforms", "cpu")
     assert run(*exported, **options)[0] == 0
     assert (folder / "net.exported.zip").exists()
     assert run("-m", "convert", folder / "seed.pt", **options) == (0, "")
@@ -70,7 +70,7 @@ def test_where_the_output_cannot_be_written_nothing_else_is(folder):
     said = "[Errno 28] No space left on device: 'standard output'\n"
     options = {"redirected": ">/dev/full"}
     assert run("-m", "convert", folder / "seed.pt", **options) == (1, f"convert: {said}")
-    exported = ("-m", "flax_shufflenet.export", folder / "net.safetensors", "--platforms", "cpu")
+    exported = ("-m", "flax_shufflenet", "export", folder / "net.safetensors", "--platforms", "cpu")
     code, stderr = run(*exported, **options)
     assert (code, stderr.splitlines(keepends=True)[-1]) == (1, f"export: {said}")
     assert sorted(path.name for path in folder.iterdir()) == ["images", "net.safetensors", "seed.pt"]
@@ -80,7 +80,7 @@ def test_characters_that_the_output_lacks_are_written_as_escapes(folder):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     image = folder / "images" / f"{'bärchen' * 20}_0.png"
     (folder / "grün.png").write_text("no image")
-    command = ("-m", "flax_shufflenet.predict", folder / "net.safetensors", image, folder / "grün.png")
+    command = ("-m", "flax_shufflenet", "predict", folder / "net.safetensors", image, folder / "grün.png")
     code, stderr = run(*command, redirected=f">'{folder}/predictions'", **ascii_only)
     assert code == 1
     assert "cannot identify image file" in stderr

@@ -1,4 +1,4 @@
-"""Random crops, flips and erasing, and normalisation, as pure functions of images and a key."""
+"""Random crops, flips and erasing as pure functions of images and a key."""
 
 import math
 
@@ -12,18 +12,6 @@ PADDING = 4  # pixels on each side, as in torchvision's RandomCrop(32, padding=4
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 _ERASING_ATTEMPTS = 10
-
-
-def normalise(
-    images: UInt8[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...], *, bgr: bool = False
-) -> Float32[Array, "n h w 3"]:
-    """Pixel values from 0 to 1, less ``mean``, over ``std``; if ``bgr``, then in the order blue, green, red.
-
-    ``mean`` and ``std`` are of red, green and blue either way.
-    """
-    scale = 1 / (255 * jnp.array(std, jnp.float32))
-    values = images.astype(jnp.float32) * scale - jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
-    return values[..., ::-1] if bgr else values
 
 
 def augment(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool) -> UInt8[Array, "n h w 3"]:

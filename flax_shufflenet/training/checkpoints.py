@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flax_shufflenet.errors import one_line
-from flax_shufflenet.training.config import TrainingError
-from flax_shufflenet.training.dropped_exceptions import add_handler
+from flax_shufflenet.errors import TrainingError, one_line
+from flax_shufflenet.system.dropped_exceptions import add_handler
 
 # Saved in the middle of an epoch too, where it takes longer than this.
 _SECONDS_BETWEEN = 600

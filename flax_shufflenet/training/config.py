@@ -3,43 +3,16 @@
 import dataclasses
 import importlib.util
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from flax_shufflenet.architecture import seed
+from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_data_dir
+from flax_shufflenet.errors import OptionError
 
 AUTO = "auto"
-
-
-class OptionError(ValueError):
-    """An option's value cannot be used; the message names the option."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message is one line that says why and what to do."""
-
-
-DATASETS = ("cifar10", "cifar100", "digits")
-
-
-def check_dataset(name: str) -> None:
-    """Raises:
-    OptionError: neither the name of a dataset nor a folder.
-    """
-    if name not in DATASETS and not Path(name).is_dir():
-        raise OptionError(f"--dataset {name} is neither {', '.join(DATASETS)} nor a folder")
-
-
-def default_data_dir() -> Path:
-    """The folder that TensorFlow Datasets uses unless told otherwise; the working folder's, where nobody is at home."""
-    name = "tensorflow_datasets"
-    try:
-        return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / name)
-    except RuntimeError:  # in a container, where the user has no name
-        return Path(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.system.versions import versions
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.recipe import describe
-from flax_shufflenet.versions import versions
 
 _PACKAGES = ("flax-shufflenet", "jax", "jaxlib", "flax", "optax", "numpy")
 

@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from flax_shufflenet.errors import one_line
-from flax_shufflenet.training.config import AUTO, Config, OptionError, TrainingError
+from flax_shufflenet.errors import OptionError, TrainingError, one_line
+from flax_shufflenet.training.config import AUTO, Config
 
 BATCH_AXIS = "batch"
 

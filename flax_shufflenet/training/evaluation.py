@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt8
 
 from flax_shufflenet.functional import Functional
+from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import devices
-from flax_shufflenet.training.augmentation import normalise
 
 Predict = Callable[[list[Array], list[Array]], Float[np.ndarray, "test classes"]]
 

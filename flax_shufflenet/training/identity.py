@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flax_shufflenet.architecture import Architecture
-from flax_shufflenet.training.config import Config, TrainingError
-from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.training.config import Config
 
 # All other options have a say in the result.
 FREE_OPTIONS = frozenset(

@@ -14,20 +14,23 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from flax_shufflenet.datasets import data
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.platforms import check_platforms
-from flax_shufflenet.training import allocator, checkpoints, data, devices, run_folder, user_cache
+from flax_shufflenet.runs.metrics import MetricsWriter
+from flax_shufflenet.runs.run import METRICS_FILE
+from flax_shufflenet.system import allocator, user_cache
+from flax_shufflenet.system.interruption import Interrupted, Interruption
+from flax_shufflenet.system.platforms import check_platforms
+from flax_shufflenet.training import checkpoints, devices, run_folder
 from flax_shufflenet.training.checkpoints import Checkpoints
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
-from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.description import describe_run, epoch_line, net_metadata, print_start, progress_bar
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.identity import check_same, identity
-from flax_shufflenet.training.interruption import Interrupted, Interruption
-from flax_shufflenet.training.metrics import MetricsWriter
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.report import try_report
-from flax_shufflenet.training.runs import METRICS_FILE
 from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
 from flax_shufflenet.training.step import TrainState
 from flax_shufflenet.training.totals import EpochTotals, Sums

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32
 
+from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import split
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
 from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.step import (

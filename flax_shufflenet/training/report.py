@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.console import Console
 
-from flax_shufflenet.errors import one_line
-from flax_shufflenet.files import write_whole
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.errors import TrainingError, one_line
 from flax_shufflenet.functional import split
-from flax_shufflenet.training import plots
-from flax_shufflenet.training.config import TrainingError
-from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.runs import plots
+from flax_shufflenet.runs.run import Run, duration, percent, read_run, wilson_interval
+from flax_shufflenet.system.files import write_whole
 from flax_shufflenet.training.evaluation import log_probabilities, make_predict
 from flax_shufflenet.training.run_folder import full_disk_is_one_line
-from flax_shufflenet.training.runs import Run, duration, percent, read_run, wilson_interval
 from flax_shufflenet.weights import load
 
 REPORT_FILE = "report.md"

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flax_shufflenet.files import why_no_room
-from flax_shufflenet.training.config import TrainingError
+from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.system.files import why_no_room
 
 try:
     import fcntl

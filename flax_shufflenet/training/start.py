@@ -11,12 +11,13 @@ from flax import nnx
 
 from flax_shufflenet import weights
 from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
-from flax_shufflenet.errors import one_line
+from flax_shufflenet.datasets import held_out
+from flax_shufflenet.datasets.catalogue import DATASETS
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.errors import OptionError, TrainingError, one_line
+from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.preprocessing import Preprocessing, expected_by
-from flax_shufflenet.training import held_out
-from flax_shufflenet.training.config import DATASETS, Config, OptionError, TrainingError
-from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.training.config import Config
 
 _SIDE = 32  # pixels, where nothing says another
 

@@ -15,12 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32, Key, UInt8
 
+from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import Functional
+from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import devices
-from flax_shufflenet.training.augmentation import augment, erase, normalise
+from flax_shufflenet.training.augmentation import augment, erase
 from flax_shufflenet.training.averaging import Averages, update_averages
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.data import Dataset
 from flax_shufflenet.training.freezing import Trained
 
 # Independent streams of random numbers, all drawn from the one seed.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flax_shufflenet.training import cifar
+from flax_shufflenet.datasets import cifar
 from tests.training.random_data import random_dataset
 
 IMAGES_PER_FILE = 7

@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 
+from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.system.interruption import Interrupted
 from flax_shufflenet.training import devices
-from flax_shufflenet.training.config import Config, TrainingError
-from flax_shufflenet.training.interruption import Interrupted
+from flax_shufflenet.training.config import Config
 
 
 def main() -> None:

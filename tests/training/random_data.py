@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flax_shufflenet.training.data import Dataset
+from flax_shufflenet.datasets.data import Dataset
 
 
 def random_dataset(train_images):

@@ -12,9 +12,9 @@ import torch
 import flax_shufflenet as fs
 from benchmarks import seeds
 from benchmarks.same_losses import losses
-from flax_shufflenet import compare
+from flax_shufflenet.commands import compare
+from flax_shufflenet.runs.run import read_run
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.runs import read_run
 
 ROOT = Path(__file__).parents[2]
 TINY = fs.Architecture(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_shufflenet.training.augmentation import PADDING, augment, erase, normalise
+from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.training.augmentation import PADDING, augment, erase
 
 
 def images(count, height=32, width=32):

@@ -1,6 +1,5 @@
 """``python train.py`` as its users run it: a process of its own."""
 
-import importlib
 import json
 import os
 import re
@@ -16,9 +15,10 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet.training import data
-from flax_shufflenet.training.allocator import allocator_environment
-from flax_shufflenet.training.config import Config, OptionError
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import OptionError
+from flax_shufflenet.system.allocator import allocator_environment
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.recipe import RECIPES
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -115,9 +115,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path, arguments, s
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_sets_defaults_and_options_come_first(monkeypatch):
-    monkeypatch.syspath_prepend(TRAIN.parent)
-    parse = importlib.import_module("train").parse
+def test_a_recipe_sets_defaults_and_options_come_first():
     assert parse([]) == parse(["--recipe", "published"]) == Config()
     fast = RECIPES["fast"]
     assert parse(["--recipe", "fast"]) == Config(**fast) != Config()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flax_shufflenet.training import cifar, data, splits_cache
-from flax_shufflenet.training.config import TrainingError
+from flax_shufflenet.datasets import cifar, data, splits_cache
+from flax_shufflenet.errors import TrainingError
 
 
 def expected(tiny, names, labels):

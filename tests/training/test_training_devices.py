@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from benchmarks.collectives import Collectives, count_collectives
 from benchmarks.devices import PATIENCE, free_port
+from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.training import devices
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.config import Config
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 6  # not a power of two, and it divides neither the test images nor the kernels' blocks

@@ -12,9 +12,9 @@ from PIL import Image
 
 import flax_shufflenet as fs
 from benchmarks.fine_tuning import write_folder
-from convert.api import as_source, convert_source
 from convert.layouts import LAYOUTS
-from flax_shufflenet.evaluate import Options, evaluate
+from convert.pipeline import as_source, convert_source
+from flax_shufflenet.commands.evaluate import Options, evaluate
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.start import read_init

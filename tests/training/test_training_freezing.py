@@ -13,11 +13,13 @@ import torch
 from flax import nnx
 
 import flax_shufflenet as fs
-from convert.verify import relative_difference
-from flax_shufflenet.training import data, loop
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from convert.proof.verify import relative_difference
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import OptionError, TrainingError
+from flax_shufflenet.system.interruption import Interrupted
+from flax_shufflenet.training import loop
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.freezing import freeze_backbone
-from flax_shufflenet.training.interruption import Interrupted
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.step import make_batch
 from flax_shufflenet.weights import flat_arrays

@@ -11,9 +11,10 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet import evaluate
-from flax_shufflenet.training import data, held_out
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.commands import evaluate
+from flax_shufflenet.datasets import data, held_out
+from flax_shufflenet.errors import OptionError, TrainingError
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.loop import train
 from tests.command_tools import run_command
 

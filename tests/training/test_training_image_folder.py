@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet.preprocessing import expected_by
-from flax_shufflenet.training import data
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import OptionError, TrainingError
+from flax_shufflenet.images.preprocessing import expected_by
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.description import net_metadata
 from flax_shufflenet.training.evaluation import Evaluation
 from tests.folder_tools import too_deep

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from flax_shufflenet.preprocessing import expected_by
-from flax_shufflenet.training import data
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import OptionError, TrainingError
+from flax_shufflenet.images.preprocessing import expected_by
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.step import StepMetrics
 from flax_shufflenet.training.totals import EpochTotals

@@ -8,8 +8,9 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from flax_shufflenet.training.config import Config, OptionError
-from flax_shufflenet.training.metrics import MetricsWriter
+from flax_shufflenet.errors import OptionError
+from flax_shufflenet.runs.metrics import MetricsWriter
+from flax_shufflenet.training.config import Config
 
 
 def test_each_record_is_a_line_at_once_and_nothing_is_nan(tmp_path):

@@ -9,10 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 import flax_shufflenet as fs
-from flax_shufflenet.training import plots
-from flax_shufflenet.training.config import TrainingError
+from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.runs import plots
+from flax_shufflenet.runs.run import RunError
 from flax_shufflenet.training.report import try_report, write_report
-from flax_shufflenet.training.runs import RunError
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
 

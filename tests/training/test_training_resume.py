@@ -16,19 +16,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flax_shufflenet import Architecture, ShuffleNetV2, command_line
-from flax_shufflenet.command_line import ImageOptions
-from flax_shufflenet.files import why_no_room
-from flax_shufflenet.training import data, loop
+from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet.commands import command_line
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import OptionError, TrainingError
+from flax_shufflenet.images.options import ImageOptions
+from flax_shufflenet.system.files import why_no_room
+from flax_shufflenet.system.interruption import Interrupted, Interruption, lost_interrupts_come_again, raise_on_signals
+from flax_shufflenet.training import loop
 from flax_shufflenet.training.checkpoints import Checkpoints
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.identity import check_same
-from flax_shufflenet.training.interruption import (
-    Interrupted,
-    Interruption,
-    lost_interrupts_come_again,
-    raise_on_signals,
-)
 from flax_shufflenet.training.program import Program
 
 # 5 steps in each of 3 epochs.
@@ -360,7 +358,7 @@ told = []
 sys.unraisablehook = lambda dropped: told.append(str(dropped.exc_value))
 
 from flax_shufflenet.training.checkpoints import Checkpoints
-from flax_shufflenet.training.interruption import lost_interrupts_come_again
+from flax_shufflenet.system.interruption import lost_interrupts_come_again
 
 class Dropping:
     def __init__(self, error):

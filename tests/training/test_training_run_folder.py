@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.training import loop, run_folder
-from flax_shufflenet.training.config import Config, TrainingError
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.run_folder import LOCK_FILE, claim, full_disk_is_one_line
 
 RUNNING = """

@@ -1,4 +1,4 @@
-"""Runs read back, and laid side by side by ``python -m flax_shufflenet.compare``."""
+"""Runs read back, and laid side by side by ``flax-shufflenet compare``."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flax_shufflenet import compare
-from flax_shufflenet.training import plots
-from flax_shufflenet.training.runs import RunError, duration, read_run, wilson_interval
+from flax_shufflenet.commands import compare
+from flax_shufflenet.runs import plots
+from flax_shufflenet.runs.run import RunError, duration, read_run, wilson_interval
 
 ROOT = Path(__file__).parents[2]
 

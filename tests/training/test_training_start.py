@@ -10,8 +10,9 @@ from flax import nnx
 
 import flax_shufflenet as fs
 from flax_shufflenet.architecture import FAMILIES
+from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.training import start
-from flax_shufflenet.training.config import Config, OptionError, TrainingError
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.weights import flat_arrays
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)

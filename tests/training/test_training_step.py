@@ -12,7 +12,8 @@ from flax import nnx
 
 from flax_shufflenet import Architecture, ShuffleNetV2
 from flax_shufflenet.functional import split
-from flax_shufflenet.training.augmentation import augment, normalise
+from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.training.augmentation import augment
 from flax_shufflenet.training.averaging import Averages
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.step import (

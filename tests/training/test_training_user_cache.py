@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet.training import user_cache
+from flax_shufflenet.system import user_cache
 from tests.checkpoint_tools import small_state_dict
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +40,9 @@ def folder(tmp_path):
     [
         ["train.py", "--dataset", "digits", "--out", "OUT"],
         ["-m", "convert", "seed.pt"],
-        ["-m", "flax_shufflenet.predict", "net.safetensors", "image.png"],
-        ["-m", "flax_shufflenet.evaluate", "net.safetensors", "--dataset", "digits"],
-        ["-m", "flax_shufflenet.export", "net.safetensors"],
+        ["-m", "flax_shufflenet", "predict", "net.safetensors", "image.png"],
+        ["-m", "flax_shufflenet", "evaluate", "net.safetensors", "--dataset", "digits"],
+        ["-m", "flax_shufflenet", "export", "net.safetensors"],
     ],
 )
 def test_a_platform_that_is_not_here_is_named(folder, command, platform):
@@ -62,7 +62,7 @@ def test_a_platform_that_is_not_here_is_named(folder, command, platform):
 def test_without_a_cache_folder_commands_only_take_longer(folder, homeless):
     environment = {"XDG_CACHE_HOME": None, "JAX_COMPILATION_CACHE_DIR": None}
     environment |= {name: value.replace("FILE", str(folder / "seed.pt")) for name, value in homeless.items()}
-    predict = ("-m", "flax_shufflenet.predict", folder / "net.safetensors", folder / "image.png")
+    predict = ("-m", "flax_shufflenet", "predict", folder / "net.safetensors", folder / "image.png")
     result = run(*predict, **environment)
     assert result.returncode == 0
     assert all(line.startswith("assumed ") for line in result.stderr.splitlines())
@@ -102,7 +102,8 @@ def test_commands_keep_the_cache_small(folder, cache_home):
         file.truncate(2_100_000_000)
     result = run(
         "-m",
-        "flax_shufflenet.predict",
+        "flax_shufflenet",
+        "predict",
         folder / "net.safetensors",
         folder / "image.png",
         JAX_COMPILATION_CACHE_DIR=None,

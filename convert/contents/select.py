@@ -1,0 +1,314 @@
+"""Finding the ShuffleNetV2 in a file's content: behind which wrapper and prefix, in which layout, with what head."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from convert.contents import misfits, parametrised
+from convert.contents.other_content import explain, text_of
+from convert.contents.parametrised import Parametrised, under_plain_names
+from convert.contents.pruning import apply_masks
+from convert.contents.tensors import check_values, is_count
+from convert.errors import ConvertError, listing, printable
+from convert.evidence.choices import Activation, Shuffle, Stem, decide
+from convert.files import whole_modules
+from convert.files.whole_modules import WholeModule
+from convert.layouts import LAYOUTS, Layout
+from convert.mapping import Tensors, infer_architecture, torch_names
+from flax_shufflenet import Architecture
+
+_MAX_DEPTH = 8
+_MAX_NETS = 100
+
+# Counters that profilers and averaging leave among a net's buffers.
+_BYSTANDERS = ("total_ops", "total_params", "n_averaged")
+
+# Parts of the names that trainers have for averaged weights.
+_AVERAGES = {"avg", "ema", "emamodel", "modelema", "netema", "averaged", "swa"}
+
+
+@dataclass(frozen=True)
+class Net:
+    """One ShuffleNetV2's tensors under its layout's own names, and what finding it took."""
+
+    layout: Layout
+    architecture: Architecture
+    tensors: dict[str, torch.Tensor]
+    notes: tuple[str, ...]
+    """What the file leaves open or had beside the net, for the report."""
+    counts_absent: bool
+    """The file has no num_batches_tracked; zeros stand for them."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A mapping in the content that holds a net of some layout, after a prefix."""
+
+    where: str
+    tensors: dict[str, torch.Tensor]
+    layout: Layout
+    prefix: str
+    parametrised: Mapping[str, Parametrised]
+    module: WholeModule | None = None
+    """The module whose tensors they are, where it was pickled whole."""
+    pruned: str | None = None
+    """What became of masks, for the report."""
+
+    @property
+    def is_average(self) -> bool:
+        parts = self.place.lower().replace("_", ".").split(".")
+        return not _AVERAGES.isdisjoint(parts)
+
+    @property
+    def net_prefix(self) -> str:
+        """What stands before the head's name too."""
+        return self.prefix.removesuffix(self.layout.root)
+
+    @property
+    def place(self) -> str:
+        return f"{self.where}.{self.prefix}".strip(".") or "top level"
+
+
+def find_net(
+    content: Any,
+    *,
+    stem: Stem | None = None,
+    activation: Activation | None = None,
+    shuffle: Shuffle | None = None,
+    use_ema: bool = False,
+    backbone: bool = False,
+    key: str | None = None,
+) -> Net:
+    """The one net that a file's content holds.
+
+    Args:
+        content: nested mappings, as ``convert.files.read.read`` gives them, or a state_dict.
+        stem: what the first layers do where the tensors cannot tell (torchvision's and chenyaofo's names).
+        activation: what stands behind the convolutions where the tensors cannot tell (NanoDet's backbones).
+        shuffle: how blocks shuffle where the tensors cannot tell (pytorchcv's shufflenetv2b).
+        use_ema: take the averaged weights that a trainer keeps beside the model.
+        backbone: leave out the head and everything else that is not the backbone.
+        key: take the net at this place, where a file holds several.
+
+    Raises:
+        ConvertError: no net, several nets, tensors left over, or values that no net has.
+    """
+    candidates = list(islice(_candidates(content), _MAX_NETS + 1))
+    if len(candidates) > _MAX_NETS:
+        raise ConvertError(f"holds more than {_MAX_NETS} nets; save the state_dict() of the one you want alone")
+    candidate = _choose(candidates, content, use_ema, key)
+    layout = candidate.layout
+    for option, value, own, whose in (
+        ("stem", stem, "chenyaofo", "torchvision's and chenyaofo's names"),
+        ("activation", activation, "nanodet", "NanoDet's backbones"),
+        ("shuffle", shuffle, "pytorchcv_b", "pytorchcv's shufflenetv2b"),
+    ):
+        if value is not None and layout.name != own:
+            raise ConvertError(f"--{option} is for {whose}; this is a {layout.called} checkpoint, leave it out")
+    notes = [f"found at: {printable(candidate.place, 200)}"]
+    if candidate.pruned is not None:
+        notes.append(candidate.pruned)
+    siblings = [other for other in candidates if other.where == candidate.where]
+    own = _own_tensors(candidate, siblings, alone=key is not None)
+    if beside := len(candidate.tensors) - len(own):
+        notes.append(f"left out: {beside} tensors beside the net")
+    tensors, head_notes, absent = _take(candidate, own, backbone)
+    if any(is_count(name) and tensor.is_floating_point() for name, tensor in tensors.items()):
+        notes.append("num_batches_tracked is stored as floating-point; made whole numbers")
+    tensors = check_values(tensors)
+    layout, architecture, choices = decide(
+        layout,
+        tensors,
+        stem=stem,
+        activation=activation,
+        shuffle=shuffle,
+        module_stem=None if candidate.module is None else _stem_of_layers(candidate.module, candidate, stem),
+        in_detector=_is_in_detector(candidate),
+    )
+    if candidate.module is not None:
+        architecture, told = whole_modules.apply_to(candidate.module, layout, architecture, candidate.prefix)
+        settled = {_subject(note) for note in told}
+        for option, value, subject in (("activation", activation, "rectifier"), ("shuffle", shuffle, "shuffle")):
+            if value is not None and subject in settled:
+                raise ConvertError(f"--{option} {value}: the module's own layers say which it is; leave it out")
+        choices = [*(note for note in choices if _subject(note) not in settled), *told]
+    if layout.name == "yolov5lite" and "epsilon" not in map(_subject, choices):
+        choices.append(f"epsilon: {architecture.bn_epsilon:g}, assumed, as YOLOv5 sets it; the tensors cannot tell")
+    return Net(layout, architecture, tensors, (*notes, *choices, *head_notes), absent)
+
+
+def _mappings(
+    content: Any, where: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every mapping in the content once, with the dotted path to it."""
+    seen = set() if seen is None else seen
+    if id(content) in seen or depth > _MAX_DEPTH:
+        return
+    if isinstance(content, Mapping):
+        items = content.items()
+    elif isinstance(content, list | tuple):
+        items = enumerate(content)
+    else:
+        return
+    seen.add(id(content))
+    if isinstance(content, Mapping):
+        yield where, content
+    for key, value in items:
+        if isinstance(value, Mapping | list | tuple):
+            yield from _mappings(value, f"{where}.{printable(text_of(key), 100)}".lstrip("."), depth + 1, seen)
+
+
+def _candidates(content: Any) -> Iterator[_Candidate]:
+    for where, mapping in _mappings(content):
+        stored = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
+        plain, stored_otherwise = under_plain_names(stored)
+        tensors, pruned = apply_masks(plain)
+        module = mapping if isinstance(mapping, WholeModule) else None
+        for layout in LAYOUTS.values():
+            if layout.name in ("torchvision", "nanodet"):
+                continue  # they have chenyaofo's names; open_choices and _of_chenyaofos_names tell them apart
+            for name in tensors:
+                if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
+                    prefix = name.removesuffix(layout.fingerprint)
+                    own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
+                    yield _Candidate(where, tensors, own, prefix, stored_otherwise, module, pruned)
+
+
+def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
+    """A net that ends after its last stage, or whose last convolution is part of it, is a detector's backbone."""
+    has_last = any(name.startswith(f"{prefix}conv5.") for name in tensors)
+    return LAYOUTS["chenyaofo" if has_last else "nanodet"]
+
+
+def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str | None) -> _Candidate:
+    if not candidates:
+        items = [(text_of(key), value) for _, mapping in _mappings(content) for key, value in mapping.items()]
+        raise ConvertError(explain(content, items))
+    if key is not None:
+        chosen = [candidate for candidate in candidates if candidate.place == key.strip(".")]
+        if not chosen:
+            places = listing([candidate.place for candidate in candidates])
+            raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is one at: {places}")
+    else:
+        chosen = [candidate for candidate in candidates if candidate.is_average == use_ema]
+        if not chosen:
+            if use_ema:
+                raise ConvertError("--use_ema: there are no averaged weights in this file; leave it out")
+            chosen = candidates  # a file of averaged weights alone
+    if len(chosen) > 1:
+        places = listing([candidate.place for candidate in chosen], shown=8)
+        raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
+    return chosen[0]
+
+
+def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool) -> dict[str, torch.Tensor]:
+    """The tensors that may be this net's and no other's in the same mapping; ``alone``: only those after its prefix."""
+    mine = candidate.net_prefix
+    prefixes = {mine, *(other.net_prefix for other in siblings)}
+
+    def is_mine(name: str) -> bool:
+        # A head may stand outside the prefix, so what follows no net's prefix may belong to this one.
+        outside = "" if alone else mine
+        return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=outside) == mine
+
+    return {name: tensor for name, tensor in candidate.tensors.items() if is_mine(name)}
+
+
+def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str, torch.Tensor], list[str], bool]:
+    """The net's tensors under the layout's own names; notes on the head and on what was left; counts absent?"""
+    layout, prefix = candidate.layout, candidate.prefix
+    named = {layout.root + name.removeprefix(prefix): t for name, t in own.items() if name.startswith(prefix)}
+    trunk = {name: tensor for name, tensor in named.items() if not name.startswith(f"{layout.head}.")}
+    headless = dataclasses.replace(infer_architecture(layout, trunk), num_classes=0)
+    trunk_names = set(torch_names(layout, headless).values())
+    found, rest = {}, {}
+    for name, tensor in own.items():
+        own_name = layout.root + name.removeprefix(prefix)
+        if name.startswith(prefix) and own_name in trunk_names:
+            found[own_name] = tensor
+        else:
+            rest[name] = tensor
+    parametrised.check_none([name for name in own if name not in rest], candidate.parametrised)
+    misfits.check_normalisations(layout, headless, trunk)
+    notes = []
+    ignored = [name for name in rest if name.rpartition(".")[2] in _BYSTANDERS]
+    for name in ignored:
+        del rest[name]
+    if ignored:
+        notes.append(f"left out: {listing(ignored)}")
+
+    inside = misfits.tensors_inside(layout, headless, prefix, rest)
+    if inside:
+        misfits.refuse_inside(layout, headless, prefix, inside)
+
+    # Old PyTorch versions did not count batches.
+    counts = [name for name in trunk_names if name.endswith(".num_batches_tracked")]
+    absent = not any(name in found for name in counts)
+    if absent:
+        found.update({name: torch.tensor(0) for name in counts})
+        notes.append("the file has no num_batches_tracked; zeros stand for them")
+
+    if backbone:
+        if rest:
+            notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
+    else:
+        head = _find_head(rest, layout, candidate.net_prefix, features=headless.features_width)
+        parametrised.check_none(head.values(), candidate.parametrised)
+        for own_name, name in head.items():
+            found[own_name] = rest.pop(name)
+        if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != (
+            usual := candidate.net_prefix + layout.head
+        ):
+            notes.append(f"head: {printable(taken, 200)}, the one linear layer that fits ({usual} in this layout)")
+        if rest:
+            misfits.refuse_leftovers(layout, candidate.net_prefix, candidate.place, list(rest), list(head.values()))
+    if f"{layout.head}.weight" not in found:
+        notes.append("no head: the net returns its pooled features")
+    return found, notes, absent
+
+
+def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:
+    """The head's tensors, own name to found name: under its usual name, or the one linear layer that fits."""
+    head = net_prefix + layout.head
+    if f"{head}.weight" not in rest:
+        fitting = [
+            name.removesuffix(".weight")
+            for name, tensor in rest.items()
+            if name.endswith(".weight") and tensor.ndim == 2 and tensor.shape[1] == features
+        ]
+        if len(fitting) != 1:
+            return {}
+        (head,) = fitting
+    return {f"{layout.head}.{kind}": f"{head}.{kind}" for kind in ("weight", "bias") if f"{head}.{kind}" in rest}
+
+
+def _subject(note: str) -> str:
+    return note.partition(":")[0]
+
+
+def _stem_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | None) -> Stem | None:
+    """What a whole module's own first layers are.
+
+    Raises:
+        ConvertError: no layout has such first layers, or --stem says something else.
+    """
+    stride, has_max_pool = whole_modules.stem_of(module, candidate.layout, candidate.prefix)
+    if stride is None or candidate.layout.name != "chenyaofo":
+        return None
+    if stride not in (1, 2) or (stride == 1 and has_max_pool):
+        pool = " and a max-pool" if has_max_pool else ""
+        raise ConvertError(f"its first convolution has stride {stride}{pool}, which no layout with these names has")
+    found: Stem = "cifar" if stride == 1 else "imagenet"
+    if stem not in (None, found):
+        raise ConvertError(f"--stem {stem}: the module's own first convolution has stride {stride}; leave it out")
+    return found
+
+
+def _is_in_detector(candidate: _Candidate) -> bool:
+    """Whether the rest of a NanoDet stands beside the backbone."""
+    around = candidate.prefix.removesuffix("backbone.")
+    return any(name.startswith((f"{around}fpn.", f"{around}head.")) for name in candidate.tensors)

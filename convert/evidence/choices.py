@@ -1,0 +1,174 @@
+"""Choices that a checkpoint's names and shapes leave open: as given, as its running statistics say, or as assumed."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from convert.evidence import statistics
+from convert.evidence.statistics import Evidence, Hypothesis
+from convert.layouts import LAYOUTS, Layout
+from convert.mapping import check_names_and_shapes, infer_architecture
+from flax_shufflenet import Architecture
+from flax_shufflenet.architecture import family_fields
+
+Stem = Literal["cifar", "imagenet"]
+Activation = Literal["relu", "leaky_relu"]
+Shuffle = Literal["after", "reverse"]
+
+_NANODETS_SLOPE = family_fields("nanodet")["negative_slope"]
+
+
+class Assumption(NamedTuple):
+    """What is taken where neither the user nor the statistics say anything, and why; "usual" is what a given choice is
+    compared with, None where there is no usual one."""
+
+    choice: str
+    why: str
+    usual: str | None
+
+
+class Question(NamedTuple):
+    """A choice between two graphs; the dictionaries have the option's two values, in the same order."""
+
+    option: str
+    subject: str
+    """What the report calls it."""
+    described: dict[str, str]
+    """In the report's words."""
+    graphs: dict[str, tuple[str, dict[str, Any]]]
+    """The layout of each, and the fields of the architecture that are its own."""
+    risk: str
+    where: str
+    """The 1x1 convolution whose means tell the two apart, by its Flax name."""
+
+    def hypotheses(self, architecture: Architecture) -> dict[str, Hypothesis]:
+        """Both graphs, for a net of this architecture but for the choice."""
+        return {
+            choice: Hypothesis(LAYOUTS[layout], dataclasses.replace(architecture, **fields))
+            for choice, (layout, fields) in self.graphs.items()
+        }
+
+
+STEM = Question(
+    "stem",
+    "stem",
+    {"cifar": "cifar (stride 1)", "imagenet": "imagenet (stride 2 and a max-pool)"},
+    {
+        "cifar": ("chenyaofo", {"stem_stride": 1, "stem_pool": False}),
+        "imagenet": ("torchvision", {"stem_stride": 2, "stem_pool": True}),
+    },
+    "the wrong stem ruins the accuracy",
+    statistics.AFTER_THE_STEM,
+)
+ACTIVATION = Question(
+    "activation",
+    "rectifier",
+    {"relu": "ReLU", "leaky_relu": f"LeakyReLU of slope {_NANODETS_SLOPE:g}"},
+    {
+        "relu": ("nanodet", {"negative_slope": 0.0}),
+        "leaky_relu": ("nanodet", {"negative_slope": _NANODETS_SLOPE}),
+    },
+    "the wrong one costs accuracy",
+    statistics.AFTER_A_SHUFFLE,
+)
+SHUFFLE = Question(
+    "shuffle",
+    "shuffle",
+    {"after": "the first half with the second", "reverse": "the other way round"},
+    {choice: ("pytorchcv_b", {"shuffle": choice}) for choice in ("after", "reverse")},
+    "the wrong one ruins the accuracy",
+    statistics.AFTER_A_SHUFFLE,
+)
+QUESTIONS = {"chenyaofo": STEM, "nanodet": ACTIVATION, "pytorchcv_b": SHUFFLE}
+"""By the layout that the names tell."""
+
+
+def decide(
+    layout: Layout,
+    tensors: dict[str, torch.Tensor],
+    *,
+    stem: Stem | None,
+    activation: Activation | None,
+    shuffle: Shuffle | None,
+    module_stem: Stem | None,
+    in_detector: bool,
+) -> tuple[Layout, Architecture, list[str]]:
+    """The layout and the architecture of a net's tensors, and a note for the report on each choice that was open.
+
+    Args:
+        layout: as the names tell; "chenyaofo" stands for torchvision too, whose names are the same.
+        tensors: the net's, all of them, with plain finite values.
+        stem, activation, shuffle: as the user gives them, where the layout leaves them open.
+        module_stem: the stem that a whole module's own layers have, where they say.
+        in_detector: whether the file holds the rest of a detector.
+
+    Raises:
+        ConvertError: the tensors do not make a net of this layout.
+    """
+    architecture = infer_architecture(layout, tensors)
+    check_names_and_shapes(layout, architecture, tensors)
+    question = QUESTIONS.get(layout.name)
+    if question is None:
+        return layout, architecture, []
+    hypotheses = question.hypotheses(architecture)
+    if question is STEM:
+        given, assumption = stem, _assumed_stem(architecture.num_classes)
+    elif question is ACTIVATION:
+        given, assumption = activation, _assumed_activation(in_detector or bool(architecture.last_width))
+    else:
+        given = shuffle
+        assumption = Assumption("after", "as in the published nets (reverse is shuffle_group_first=False)", None)
+    if question is STEM and module_stem is not None:
+        choice, reason = module_stem, "as the module has it"
+    else:
+        first, second = hypotheses.values()
+        found = statistics.weigh(first, second, tensors, question.where)
+        choice, reason = _choose(question, given, assumption, found)
+    chosen = hypotheses[choice]
+    return chosen.layout, chosen.architecture, [f"{question.subject}: {question.described[choice]}, {reason}"]
+
+
+def _assumed_stem(classes: int) -> Assumption:
+    choice: Stem = "cifar" if classes in (10, 100) else "imagenet"
+    if not classes:
+        return Assumption(choice, "there is no class count to go by", None)
+    return Assumption(choice, f"from its {classes} {'class' if classes == 1 else 'classes'}", choice)
+
+
+def _assumed_activation(detector: bool) -> Assumption:
+    if detector:
+        return Assumption("leaky_relu", "NanoDet's published detectors have it", None)
+    return Assumption("relu", "for a lone backbone; NanoDet's detectors have leaky_relu", None)
+
+
+def _choose(question: Question, given: str | None, assumption: Assumption, found: Evidence | None) -> tuple[str, str]:
+    """The choice, and the reason for it in one sentence."""
+    names = tuple(question.described)
+    says = None if found is None or found.says is None else names[found.says]
+    option = f"--{question.option}"
+
+    def other(choice: str) -> str:
+        return names[1 - names.index(choice)]
+
+    if says is not None:
+        assert found is not None
+        means = f"its means lie at {found.place:.2f}, on a line from 0 for {names[0]} to about 1 for {names[1]}"
+        if given is None:
+            return says, f"as its running statistics say: {means}"
+        if given == says:
+            return given, f"as given by {option}; its running statistics agree: {means}"
+        return given, (
+            f"as given by {option}, but its running statistics speak against it: {means}; "
+            f"{question.risk}: {option} {says} if it is low"
+        )
+    silent = f"the tensors cannot tell, nor do its running statistics, and {question.risk}"
+    if given is None:
+        choice = assumption.choice
+        return choice, f"assumed {assumption.why}; {silent}: {option} {other(choice)} if it is low"
+    if assumption.usual in (None, given):
+        return given, f"as given by {option}"
+    return given, (
+        f"as given by {option}, but unusual ({assumption.usual} would be assumed {assumption.why}); {silent}: "
+        f"{option} {assumption.usual} if it is low"
+    )

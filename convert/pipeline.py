@@ -1,0 +1,227 @@
+"""Converting from Python: ``load_torch`` brings a PyTorch net to Flax, ``to_torch`` takes it back."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from convert import mapping
+from convert.across import Rewritten, family_of, rewrite
+from convert.contents.select import Net, find_net
+from convert.contents.tensors import has_plain_bytes
+from convert.errors import ConvertError
+from convert.evidence.choices import Activation, Shuffle, Stem
+from convert.evidence.images import settle_input
+from convert.files.read import Source, read
+from convert.layouts import LAYOUTS, Layout
+from convert.origin import describe_origin, restore_origin
+from convert.proof.report import Report
+from convert.proof.verify import Proof, verify
+from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
+
+
+class Conversion(NamedTuple):
+    """A net on its way from PyTorch: its arrays, what to keep beside them, and what was measured."""
+
+    net: Net
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    report: Report
+
+
+def load_torch(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    stem: Stem | None = None,
+    activation: Activation | None = None,
+    shuffle: Shuffle | None = None,
+    use_ema: bool = False,
+    backbone: bool = False,
+    key: str | None = None,
+) -> tuple[ShuffleNetV2, Report]:
+    """A PyTorch checkpoint as a Flax net in eval mode, proven by running both.
+
+    Args:
+        source: a checkpoint file, or a state_dict (or the dictionary around one).
+        stem: "cifar" or "imagenet", where the tensors cannot tell.
+        activation: "relu" or "leaky_relu", where the tensors cannot tell (NanoDet's backbones).
+        shuffle: "after" or "reverse", where the tensors cannot tell (pytorchcv's shufflenetv2b).
+        use_ema: take the averaged weights beside the model.
+        backbone: leave out the head and everything else that is not the backbone.
+        key: take the net at this place, where there are several.
+
+    Raises:
+        ConvertError: the file cannot be read, holds no ShuffleNetV2, or the proof fails.
+    """
+    conversion = convert_source(
+        as_source(source),
+        stem=stem,
+        activation=activation,
+        shuffle=shuffle,
+        use_ema=use_ema,
+        backbone=backbone,
+        key=key,
+    )
+    if conversion.report.proof.failure:
+        raise ConvertError(f"{conversion.report.source}: the proof failed: {conversion.report.proof.failure}")
+    dtype = np.result_type(*(array.dtype for array in conversion.arrays.values() if array.dtype.kind == "f"))
+    return from_arrays(conversion.net.architecture, conversion.arrays, dtype=dtype), conversion.report
+
+
+def as_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
+    """A file, read; or a dictionary in memory, whose hash is that of its own tensors' names and bytes."""
+    if not isinstance(source, Mapping):
+        return read(source)
+    digest = hashlib.sha256()
+    for name, value in source.items():
+        if isinstance(name, str) and torch.is_tensor(value) and has_plain_bytes(value):
+            digest.update(name.encode(errors="surrogatepass") + _bits(value.detach()).numpy().tobytes())
+    return Source(Path("state_dict"), digest.hexdigest(), "in memory", source, {})
+
+
+def convert_source(
+    source: Source,
+    *,
+    stem: Stem | None = None,
+    activation: Activation | None = None,
+    shuffle: Shuffle | None = None,
+    use_ema: bool = False,
+    backbone: bool = False,
+    key: str | None = None,
+    images: Sequence[np.ndarray] | None = None,
+    target: str | None = None,
+) -> Conversion:
+    """Finds the net in a source, maps it, and runs both nets; whether they agree is in the report.
+
+    Raises:
+        ConvertError: no net, one that cannot be mapped, or one that the layout ``target`` cannot hold.
+    """
+    try:
+        net = find_net(
+            source.content,
+            stem=stem,
+            activation=activation,
+            shuffle=shuffle,
+            use_ema=use_ema,
+            backbone=backbone,
+            key=key,
+        )
+        arrays = mapping.to_arrays(net.layout, net.architecture, net.tensors)
+        input_notes, expected_input = settle_input(net.layout, net.architecture, net.tensors)
+        metadata = {**describe_origin(net), **expected_input}
+        _check_round_trip(net, arrays, metadata)
+        if target is not None:
+            rewrite(net.architecture, arrays, target)  # a refusal need not wait for the proof
+        proof = verify(net.layout, net.architecture, net.tensors, net.architecture, arrays, images)
+    except ConvertError as error:
+        raise ConvertError(f"{source.path}: {error}") from None
+    report = Report(
+        source=source.path.name,
+        sha256=source.sha256,
+        kind=source.kind,
+        layout=f"{net.layout.name} ({net.layout.repository})",
+        architecture=net.architecture,
+        tensors=len(net.tensors),
+        parameters=count_parameters(arrays),
+        notes=(*net.notes, *input_notes, *_dtype_notes(net)),
+        proof=proof,
+    )
+    return Conversion(net, arrays, {**metadata, **report.metadata(), "layout": net.layout.name}, report)
+
+
+def count_parameters(arrays: Mapping[str, np.ndarray]) -> int:
+    """Trainable numbers among a net's arrays."""
+    statistics = (".mean", ".var", ".num_batches_tracked")
+    return sum(array.size for name, array in arrays.items() if not name.endswith(statistics))
+
+
+def _dtype_notes(net: Net) -> list[str]:
+    dtypes = {tensor.dtype for tensor in net.tensors.values() if tensor.is_floating_point()} - {torch.float32}
+    fate = {torch.float64: "kept; flax_shufflenet.load needs jax_enable_x64 for it"}
+    return [
+        f"dtype: {str(dtype).removeprefix('torch.')} {fate.get(dtype, 'made float32, which is exact')}"
+        for dtype in sorted(dtypes, key=str)
+    ]
+
+
+def _check_round_trip(net: Net, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Mapped back, every tensor of the file is the same bit for bit.
+
+    Raises:
+        ConvertError: one is not; a fault of the converter, never of the file.
+    """
+    unchanged = Rewritten(net.layout, net.architecture, dict(arrays), ())
+    back = restore_origin(unchanged, mapping.to_tensors(net.layout, net.architecture, arrays), arrays, metadata)
+    for name, tensor in back.tensors.items():
+        original = net.tensors[name]
+        same = torch.equal(_bits(tensor), _bits(original)) if tensor.is_floating_point() else tensor == original
+        if not same:
+            raise ConvertError(f"{name} does not survive the way to Flax and back; please report this")
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def choose_layout(architecture: Architecture, metadata: Mapping[str, str]) -> str:
+    """The layout to write a net in when none is named: the one it came in, or the one that computes the same.
+
+    Raises:
+        ConvertError: no layout's nets compute this.
+    """
+    layout = metadata.get("layout") or family_of(architecture)
+    if layout not in LAYOUTS:
+        raise ConvertError("no PyTorch layout computes what this net does; name the nearest with --to to hear why")
+    return layout
+
+
+def to_torch(model: ShuffleNetV2, layout: str | None = None) -> dict[str, torch.Tensor]:
+    """A net's PyTorch state_dict, proven by running both.
+
+    ``layout`` is one of ``convert.LAYOUTS``; by default the one that computes the same as the net.
+
+    Raises:
+        ConvertError: the layout cannot hold the net, or the proof fails.
+    """
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+    tensors, _, proof = write_layout(model.architecture, arrays, layout or choose_layout(model.architecture, {}))
+    if proof.failure:
+        raise ConvertError(f"the proof failed: {proof.failure}")
+    return tensors
+
+
+def write_layout(
+    architecture: Architecture,
+    arrays: Mapping[str, np.ndarray],
+    target: str,
+    images: Sequence[np.ndarray] | None = None,
+) -> tuple[dict[str, torch.Tensor], Rewritten, Proof]:
+    """A net's tensors in a layout and in that layout's own order, and the comparison of the two nets.
+
+    Raises:
+        ConvertError: no such layout, or it cannot hold the net.
+    """
+    if target not in LAYOUTS:
+        raise ConvertError(f"the layout must be one of {', '.join(LAYOUTS)}, not {target}")
+    # Changes are made in float64, so that the proof sees an exact change; the file has the net's own dtype.
+    wide = cast_floats(arrays, np.float64)
+    rewritten = rewrite(architecture, wide, target)
+    layout, changed_architecture = rewritten.layout, rewritten.architecture
+    wide_tensors = mapping.to_tensors(layout, changed_architecture, rewritten.arrays)
+    proof = verify(layout, changed_architecture, wide_tensors, architecture, arrays, images)
+    dtype = torch.float64 if arrays["stem.conv.kernel"].dtype == np.float64 else torch.float32
+    tensors = {
+        name: wide_tensors[name].to(dtype) if wide_tensors[name].is_floating_point() else wide_tensors[name]
+        for name in _reference_order(layout, changed_architecture)
+    }
+    return tensors, rewritten, proof
+
+
+def _reference_order(layout: Layout, architecture: Architecture) -> list[str]:
+    with torch.device("meta"):
+        return list(layout.build_reference(architecture).state_dict())

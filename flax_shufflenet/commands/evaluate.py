@@ -1,0 +1,315 @@
+"""``flax-shufflenet evaluate NET``: accuracy and loss on a test set; ``--help`` lists the options."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from flax_shufflenet.commands.command_line import run
+from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_data_dir
+from flax_shufflenet.errors import OptionError
+from flax_shufflenet.images.options import ImageOptions, note
+from flax_shufflenet.runs.run import wilson_interval
+from flax_shufflenet.system.allocator import restart_with_fast_malloc
+
+if TYPE_CHECKING:
+    from flax_shufflenet.datasets.image_folder import ImageFiles
+    from flax_shufflenet.images.pixel_net import PixelNet
+    from flax_shufflenet.images.preprocessing import Preprocessing
+    from flax_shufflenet.images.reading import ImageError
+
+_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ImageOptions):
+    """Measures a net on a test set: accuracy with its 95 % confidence interval, loss, accuracy of each class.
+
+    Image size and normalisation come from the net's file. A net converted from PyTorch has none: what is then assumed
+    is said on stderr. Exit codes: 0 done; 2 the command line is wrong; 1 anything else, with one line on stderr.
+    """
+
+    net: Annotated[Positional[Path], arg(metavar="NET")]
+    """The net: a file that training, convert or flax_shufflenet.save wrote."""
+
+    dataset: Annotated[
+        str | None,
+        arg(
+            metavar="cifar10|cifar100|digits|FOLDER",
+            help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
+        ),
+    ] = None
+    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS (or val, valid, validation) or, where it
+    has no parts, in FOLDER/CLASS, without those that the net was trained on with --test_share."""
+
+    data_dir: Path = dataclasses.field(default_factory=default_data_dir)
+    """Folder of TensorFlow Datasets, where CIFAR is kept."""
+
+    test_flip: bool = False
+    """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
+
+    skip_unreadable: bool = False
+    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset is not None:
+            check_dataset(self.dataset)
+
+
+class EvaluationSet(NamedTuple):
+    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels.
+
+    ``size`` counts those that cannot be read too; ``unreadable`` gets them on the way.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    size: int
+    batches: Iterable[tuple[np.ndarray, np.ndarray]]
+    unreadable: "list[ImageError]"
+
+
+class Result(NamedTuple):
+    """``images`` and ``correct`` are counts for each class; ``loss`` is the mean over all images."""
+
+    images: np.ndarray
+    correct: np.ndarray
+    loss: float
+    images_per_second: float
+    device: str
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.sum() / self.images.sum())
+
+
+def evaluate(options: Options) -> int:
+    """Prints the figures; returns 0.
+
+    Raises:
+        OptionError, TrainingError, OSError, ValueError: nothing can be measured; the message is one line.
+    """
+    # Imported here: JAX takes a second that --help and a wrong option need not wait for.
+    from flax_shufflenet import fuse, read_metadata
+    from flax_shufflenet.images.pixel_net import of_pixels, open_net
+    from flax_shufflenet.system.platforms import check_platforms
+    from flax_shufflenet.system.user_cache import keep_compiled_programs
+
+    check_platforms()
+    keep_compiled_programs()
+    model, expected = open_net(options.net, options)
+    classes = model.architecture.num_classes
+    if not classes:
+        raise ValueError(f"{options.net}: a backbone, which has no classes")
+    assumed = {name: what for name, what in expected.assumed.items() if name != "class names"}
+    metadata = read_metadata(options.net)
+    dataset = options.dataset or metadata.get("dataset")
+    if dataset is None:
+        dataset = _dataset_by_count(options.net, classes)
+        assumed["dataset"] = f"{dataset}, from the net's {classes} classes (--dataset to change it)"
+    check_dataset(dataset)
+    if options.test_flip and dataset == "digits":
+        raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+    if options.skip_unreadable and dataset in DATASETS:
+        raise OptionError(f"--skip_unreadable is for a folder of images, not for {dataset}")
+    if dataset not in DATASETS and not expected.names_known:
+        assumed["order of the classes"] = "that of the names of their folders"
+    note(assumed, options)
+    test = _evaluation_set(options, dataset, expected, metadata)
+
+    result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
+    if options.json:
+        print(json.dumps(_record(options, test, result, expected)))
+    else:
+        _print(options, test, result)
+    return 0
+
+
+def _dataset_by_count(net: Path, classes: int) -> str:
+    datasets = {10: "cifar10", 100: "cifar100"}
+    if classes not in datasets:
+        raise OptionError(f"name the --dataset: {net} does not say what its {classes} classes are")
+    return datasets[classes]
+
+
+def _by_the_nets_names(
+    net: Path, expected: "Preprocessing", dataset: str, class_names: tuple[str, ...], labels: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The dataset's classes and labels in the net's order, which the names tell where the net's file has them.
+
+    Raises:
+        ValueError: they are other classes.
+    """
+    names = expected.class_names
+    if len(class_names) != len(names):
+        raise ValueError(f"{net} has {len(names)} classes, but {dataset} has {len(class_names)}")
+    if not expected.names_known:
+        return class_names, labels
+    ours, theirs = (
+        [name for name in one if name not in other] for one, other in ((names, class_names), (class_names, names))
+    )
+    if ours or theirs:
+        raise ValueError(f"{net} has other classes than {dataset}: {_some(ours)} where that has {_some(theirs)}")
+    return names, np.array([names.index(name) for name in class_names])[labels]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def _evaluation_set(
+    options: Options, dataset: str, expected: "Preprocessing", metadata: Mapping[str, str]
+) -> EvaluationSet:
+    from PIL import Image
+
+    from flax_shufflenet.datasets import data
+    from flax_shufflenet.datasets.image_folder import refuse_or_skip
+    from flax_shufflenet.images.reading import ImageError, in_threads, read_as
+
+    unreadable: list[ImageError] = []
+    if dataset in DATASETS:
+        whole = data.load(dataset, options.data_dir)
+        source, class_names, labels = whole.source, whole.class_names, whole.test_labels
+        fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
+    else:
+        files, source = _files_of(Path(dataset), options.net, metadata)
+        class_names, labels = files.class_names, files.labels
+        unreadable += files.unreadable
+        fitted = in_threads(lambda path: read_as(path, expected.fit), files.paths, ahead=2 * _BATCH)
+    class_names, labels = _by_the_nets_names(options.net, expected, dataset, class_names, labels)
+
+    def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        images, own, read = [], [], 0
+        for image, label in zip(fitted, labels.tolist(), strict=True):
+            if isinstance(image, ImageError):
+                unreadable.append(image)
+            elif not unreadable or options.skip_unreadable:  # otherwise the rest is read only to be named
+                images.append(image)
+                own.append(label)
+                read += 1
+            if len(own) == _BATCH:
+                yield np.stack(images), np.array(own)
+                images, own = [], []
+        refuse_or_skip(unreadable, Path(dataset), skip=options.skip_unreadable)
+        if not read:
+            raise ValueError(f"{source}: no image that can be read")
+        if own:
+            yield np.stack(images), np.array(own)
+
+    return EvaluationSet(source, class_names, len(labels), in_batches(), unreadable)
+
+
+def _files_of(folder: Path, net: Path, metadata: Mapping[str, str]) -> "tuple[ImageFiles, str]":
+    """The files to test on, and for people where they are from. Those that the net was trained on are left out of a
+    folder that does not say which are for testing, or it is said that they are."""
+    from flax_shufflenet.datasets import held_out, image_folder
+
+    files = image_folder.files_to_test(folder)
+    if "dataset" in metadata and image_folder.is_training_part(folder, Path(metadata["dataset"])):
+        return files, f"{folder}, which the net was trained on"
+    if "trained_on" not in metadata or files.folder != folder:
+        return files, str(files.folder)
+    try:
+        learnt = held_out.which_of(files.names, metadata["trained_on"])
+    except ValueError as error:
+        raise ValueError(f"{net}: {error}") from None
+    if learnt.size and learnt.all():
+        raise ValueError(
+            f"{folder}: {net} was trained on all {len(learnt):,} images in it, by their names; if they are others, "
+            f"move its classes to {folder / 'test'}"
+        )
+    left_out = f", its {learnt.sum():,} training images left out" if learnt.any() else ""
+    return files.only(~learnt), f"{folder}{left_out}"
+
+
+def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool) -> Result:
+    """Runs a net on every test image once, and with ``test_flip`` also on its mirror image.
+
+    The images per second count everything but compiling.
+    """
+    import jax
+
+    from flax_shufflenet.inference import batch_options
+
+    def scores_of(pixels: jax.Array) -> jax.Array:
+        return net(pixels) + net(pixels[:, :, ::-1]) if test_flip else net(pixels)
+
+    batch_size = max(1, min(_BATCH, test.size))
+    pixels = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
+    run_net = jax.jit(scores_of, compiler_options=batch_options()).lower(pixels).compile()
+    images = np.zeros(len(test.class_names), int)
+    correct = np.zeros_like(images)
+    loss = 0.0
+    started = time.perf_counter()
+    for pixels, labels in test.batches:
+        # The last batch is filled up, rather than compiled for.
+        padding = [(0, batch_size - len(pixels)), (0, 0), (0, 0), (0, 0)]
+        scores = np.asarray(run_net(np.pad(pixels, padding)), np.float64)[: len(pixels)]
+        scores = scores / 2 if test_flip else scores
+        largest = scores.max(axis=1)
+        own = scores[np.arange(len(labels)), labels]
+        loss += float(np.sum(largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1)) - own))
+        images += np.bincount(labels, minlength=len(images))
+        correct += np.bincount(labels[scores.argmax(axis=1) == labels], minlength=len(images))
+    seconds = time.perf_counter() - started
+    count = int(images.sum())
+    return Result(images, correct, loss / count, count / seconds, jax.devices()[0].device_kind)
+
+
+def _record(options: Options, test: EvaluationSet, result: Result, expected: "Preprocessing") -> dict[str, Any]:
+    count = int(result.images.sum())
+    return {
+        "net": str(options.net),
+        "source": test.source,
+        "images": count,
+        "skipped": [str(error) for error in test.unreadable],
+        "accuracy": result.accuracy,
+        "accuracy_95": wilson_interval(int(result.correct.sum()), count),
+        "loss": result.loss,
+        "classes": {
+            name: {"images": int(images), "correct": int(correct)}
+            for name, images, correct in zip(test.class_names, result.images, result.correct, strict=True)
+        },
+        "test_flip": options.test_flip,
+        "image_size": expected.size,
+        "mean": expected.mean,
+        "std": expected.std,
+        "images_per_second": result.images_per_second,
+        "device": result.device,
+    }
+
+
+def _print(options: Options, test: EvaluationSet, result: Result) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    count = int(result.images.sum())
+    low, high = wilson_interval(int(result.correct.sum()), count)
+    flip = ", each also mirrored" if options.test_flip else ""
+    print(f"data      {test.source}: {count:,} test images{flip}")
+    print(f"accuracy  {result.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}")
+    print(f"loss      {result.loss:.4f}")
+    print(f"speed     {result.images_per_second:,.0f} images/s, without compiling, on {result.device}")
+    table = Table("class", box=None, pad_edge=False)
+    for heading in ("images", "correct", "accuracy"):
+        table.add_column(heading, justify="right")
+    for name, images, correct in zip(test.class_names, result.images, result.correct, strict=True):
+        table.add_row(Text(name), f"{images:,}", f"{correct:,}", f"{correct / images:.2%}" if images else "-")
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    restart_with_fast_malloc()
+    sys.exit(run("flax-shufflenet evaluate", Options, evaluate))

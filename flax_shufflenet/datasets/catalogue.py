@@ -1,0 +1,25 @@
+"""The datasets that there are names for, and where theirs lie."""
+
+import os
+from pathlib import Path
+
+from flax_shufflenet.errors import OptionError
+
+DATASETS = ("cifar10", "cifar100", "digits")
+
+
+def check_dataset(name: str) -> None:
+    """Raises:
+    OptionError: neither the name of a dataset nor a folder.
+    """
+    if name not in DATASETS and not Path(name).is_dir():
+        raise OptionError(f"--dataset {name} is neither {', '.join(DATASETS)} nor a folder")
+
+
+def default_data_dir() -> Path:
+    """The folder that TensorFlow Datasets uses unless told otherwise; the working folder's, where nobody is at home."""
+    name = "tensorflow_datasets"
+    try:
+        return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / name)
+    except RuntimeError:  # in a container, where the user has no name
+        return Path(name)

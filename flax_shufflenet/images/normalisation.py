@@ -1,0 +1,16 @@
+"""Pixels as a net takes them."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, UInt8
+
+
+def normalise(
+    images: UInt8[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...], *, bgr: bool = False
+) -> Float32[Array, "n h w 3"]:
+    """Pixel values from 0 to 1, less ``mean``, over ``std``; if ``bgr``, then in the order blue, green, red.
+
+    ``mean`` and ``std`` are of red, green and blue either way.
+    """
+    scale = 1 / (255 * jnp.array(std, jnp.float32))
+    values = images.astype(jnp.float32) * scale - jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
+    return values[..., ::-1] if bgr else values

@@ -1,0 +1,54 @@
+"""A net from its file, ready for images as they are in image files: uint8, red, green, blue."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, UInt8
+
+from flax_shufflenet.errors import OptionError
+from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.images.options import ImageOptions
+from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
+from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.weights import load, read_metadata
+
+PixelNet = Callable[[UInt8[Array, "n h w 3"]], Float32[Array, "n out"]]
+
+
+def open_net(
+    path: Path, options: ImageOptions, class_names: tuple[str, ...] | None = None
+) -> tuple[ShuffleNetV2, Preprocessing]:
+    """The net in a file, in float32 and in eval mode, and what it expects of its images.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not one that ``flax_shufflenet.save`` wrote; the message names it.
+        OptionError: not as many ``class_names`` as the net has classes.
+    """
+    metadata = read_metadata(path)
+    model = load(path, dtype=jnp.float32)
+    classes = model.architecture.num_classes
+    if class_names is not None and len(class_names) != classes:
+        raise OptionError(f"--classes has {len(class_names)} names, but {path} has {classes} classes")
+    try:
+        expected = expected_by(
+            model.architecture,
+            metadata,
+            size=options.size,
+            mean=options.mean,
+            std=options.std,
+            class_names=class_names,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return model, expected
+
+
+def of_pixels(net: Callable[[Array], Array], expected: Preprocessing) -> PixelNet:
+    """A net of normalised images, such as a model or what ``fuse`` makes of it, as a net of uint8 RGB images."""
+
+    def run(pixels: UInt8[Array, "n h w 3"]) -> Float32[Array, "n out"]:
+        return net(normalise(pixels, expected.mean, expected.std, bgr=expected.bgr)).astype(jnp.float32)
+
+    return run
