@@ -7,9 +7,9 @@ from flax_shufflenet.commands import command_line
 
 
 def run_command(capsys, module, *arguments):
-    """``python -m flax_shufflenet.NAME``: the exit code, standard output, and the lines of standard error."""
+    """``flax-shufflenet NAME``: the exit code, standard output, and the lines of standard error."""
     name = module.__name__.rpartition(".")[2]
     with patch.object(sys, "argv", [name, *map(str, arguments)]):
-        code = command_line.run(f"python -m {module.__name__}", module.Options, getattr(module, name))
+        code = command_line.run(f"flax-shufflenet {name}", module.Options, getattr(module, name))
     captured = capsys.readouterr()
     return code, captured.out, captured.err.splitlines()

@@ -58,7 +58,7 @@ def run(
     """Runs a command, such as ``flax-shufflenet predict`` or ``python -m convert``, and returns its exit
     code: what ``job`` returns, 2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1
     for any other error; errors are one line on stderr."""
-    name = program.split()[-1]
+    name = re.split("[ .]", program)[-1]
     with standard_streams.lasting():
         try:
             with lost_interrupts_come_again():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -310,6 +309,6 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
     Console(highlight=False).print(table)
 
 
-if __name__ == "__main__":
+def main() -> int:
     restart_with_fast_malloc()
-    sys.exit(run("flax-shufflenet evaluate", Options, evaluate))
+    return run("flax-shufflenet evaluate", Options, evaluate)

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
+from flax_shufflenet.commands.train import parse
 from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.system.allocator import allocator_environment

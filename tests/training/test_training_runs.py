@@ -126,7 +126,7 @@ def test_the_command_prints_plain_rows_and_needs_no_jax(tmp_path):
     code = (
         "import sys; sys.modules['jax'] = None\n"
         f"sys.argv[1:] = {[str(one), str(other), str(tmp_path), '--plot', str(tmp_path / 'plot.png')]}\n"
-        "from flax_shufflenet.compare import main; sys.exit(main())"
+        "from flax_shufflenet.commands.compare import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

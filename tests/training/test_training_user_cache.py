@@ -70,8 +70,9 @@ def test_without_a_cache_folder_commands_only_take_longer(folder, homeless):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become nobody in particular")
 def test_a_user_without_a_name_and_a_home_has_no_cache():
-    script = "import os; from flax_shufflenet.training import config, user_cache; os.setuid(54321)\n"
-    script += "print(user_cache.folder(), config.default_data_dir())"
+    script = "import os; from flax_shufflenet.datasets import catalogue\n"
+    script += "from flax_shufflenet.system import user_cache; os.setuid(54321)\n"
+    script += "print(user_cache.folder(), catalogue.default_data_dir())"
     result = run("-c", script, HOME=None, XDG_CACHE_HOME=None, TFDS_DATA_DIR=None)
     assert result.stdout == "None tensorflow_datasets\n", result.stderr
 
