@@ -3,6 +3,8 @@
 import datetime
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +45,20 @@ def hardware() -> dict[str, Any]:
 def installed_versions() -> dict[str, str]:
     """Of Python and of those packages that take part and are there."""
     return {name: number for name, number in versions(*_PACKAGES).items() if number != NOT_INSTALLED}
+
+
+def commit() -> str | None:
+    """Of this checkout, with -dirty where code differs from it; None outside of a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    root = Path(__file__).parents[1]
+    name = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True)
+    if name.returncode:
+        return None
+    code = ("*.py", "*.cc", "*.h", "pyproject.toml")  # figures that are measured anew change nothing
+    changed = subprocess.run([git, "diff", "--quiet", "HEAD", "--", *code], cwd=root, capture_output=True)
+    return name.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def heading(measured: str) -> str:
@@ -111,6 +127,7 @@ def as_json(results: Sequence[Result], command: Sequence[str], rounds: int, mach
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": ["python", "-m", "benchmarks", *command],
+        "commit": commit(),
         "hardware": machine,
         "versions": installed_versions(),
         "settings": {

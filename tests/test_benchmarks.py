@@ -155,7 +155,17 @@ def test_a_run_prints_a_table_and_writes_every_sample(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "PyTorch eager" in done.stdout
     found = json.loads(file.read_text())
-    assert set(found) == {"date", "command", "hardware", "versions", "settings", "results", "summary", "floors"}
+    assert set(found) == {
+        "date",
+        "command",
+        "commit",
+        "hardware",
+        "versions",
+        "settings",
+        "results",
+        "summary",
+        "floors",
+    }
     assert [one["contender"] for one in found["results"]] == list(only)
     for one in found["results"]:
         assert len(one["samples_seconds"]) == 1

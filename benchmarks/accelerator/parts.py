@@ -22,7 +22,7 @@ import flax_shufflenet as fs
 from benchmarks.accelerator import traffic
 from benchmarks.accelerator.workers import Worker, WorkerError
 from benchmarks.case import CLASSES, Case
-from benchmarks.report import installed_versions
+from benchmarks.report import commit, installed_versions
 
 ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
@@ -101,6 +101,7 @@ class Session:
         found = {
             "device": self._device,
             "versions": installed_versions(),
+            "commit": commit(),
             "rounds": self.rounds,
             "size": self.size,
         }

@@ -1,0 +1,128 @@
+"""What training runs reached, from their metrics.jsonl."""
+
+import statistics
+from pathlib import Path
+
+from benchmarks.tables import markdown
+from flax_shufflenet.runs.run import Run, percent, read_run, wilson_interval
+from flax_shufflenet.training.config import TaskOptions, TrainingOptions
+from flax_shufflenet.training.recipe import RECIPES
+
+_PACKAGES = ("python", "jax", "flax", "torch")
+
+
+def accuracy(*folders: Path) -> list[str]:
+    """For the README: net, epochs, accuracy."""
+    runs = _read(folders)
+    rows = ([f"`python train.py {_options(run)}`", _accuracy(run), markdown.file(run.folder)] for run in runs)
+    return [*markdown.table(["", "test accuracy (95 % interval)", "log"], rows), "", _ran_on(runs)]
+
+
+def whole(*folders: Path) -> list[str]:
+    """Runs to their end, with what an epoch took: the quickest, and the median."""
+    runs = _read(folders)
+    rows = []
+    for run in runs:
+        seconds = [record["seconds"] for record in run.epochs]
+        best = run.best
+        rows.append(
+            [
+                f"`{_options(run)}`",
+                str(len(run.epochs)),
+                _accuracy(run),
+                "" if best is None else f"{percent(best['test_accuracy'])} ({best['epoch']})",
+                f"{min(seconds):.0f} to {statistics.median(seconds):.0f} s",
+                markdown.file(run.folder),
+            ]
+        )
+    heading = [
+        "`python train.py` and",
+        "epochs",
+        "last test accuracy (95 % interval)",
+        "best (epoch)",
+        "an epoch",
+        "log",
+    ]
+    return [*markdown.table(heading, rows), "", _ran_on(runs)]
+
+
+def tries(*folders: Path) -> list[str]:
+    """Runs that differ in a few options, on training and test images."""
+    runs = _read(folders)
+    rows = (
+        [f"`{_options(run)}`", percent(_last(run, "train_accuracy"), 1), _accuracy(run), markdown.file(run.folder)]
+        for run in runs
+    )
+    heading = ["`python train.py` and", "training accuracy", "last test accuracy (95 % interval)", "log"]
+    return [*markdown.table(heading, rows), "", _ran_on(runs)]
+
+
+def seeds(*folders: Path) -> list[str]:
+    """A row for each framework, a column for each seed.
+
+    Raises:
+        ValueError: a framework lacks one of the seeds.
+    """
+    runs = _read(folders)
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        framework = run.description.get("framework", "JAX")
+        found.setdefault(framework, {})[run.options["seed"]] = _last(run, "test_accuracy")
+    numbers = sorted(next(iter(found.values())))
+    if any(sorted(by_seed) != numbers for by_seed in found.values()):
+        raise ValueError("the frameworks' runs are not of the same seeds")
+    rows, means = [], []
+    for framework, by_seed in found.items():
+        shares = [by_seed[number] for number in numbers]
+        means.append(statistics.mean(shares))
+        deviation = f"{100 * statistics.stdev(shares):.2f}"
+        rows.append([framework, *map(percent, shares), percent(means[-1]), deviation])
+    apart = f"The means are {100 * (max(means) - min(means)):.2f} points apart."
+    heading = ["", *(f"seed {number}" for number in numbers), "mean", "standard deviation"]
+    return [*markdown.table(heading, rows), "", f"{apart} {_ran_on(runs)}"]
+
+
+def _read(folders: tuple[Path, ...]) -> list[Run]:
+    return [read_run(folder) for folder in folders]
+
+
+def _last(run: Run, key: str) -> float:
+    if run.last is None:
+        raise ValueError(f"{run.folder}: no epoch is done")
+    return run.last[key]
+
+
+def _accuracy(run: Run) -> str:
+    """With Wilson's interval."""
+    share, count = _last(run, "test_accuracy"), run.description["test_images"]
+    low, high = wilson_interval(round(share * count), count)
+    return f"{percent(share)} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def _options(run: Run) -> str:
+    """The options that make this net and recipe: those of the recipe that is nearest, and what differs from it."""
+    size = run.options["net_size"]
+    ways = []
+    for name, values in RECIPES.items():
+        defaults = vars(TrainingOptions(**values)) | {"dataset": TaskOptions().dataset}
+        chosen = [] if name == "published" else [f"--recipe {name}"]
+        chosen += [
+            f"--{option} {run.options[option]}"
+            for option, default in defaults.items()
+            if option in run.options and run.options[option] != default
+        ]
+        ways.append(chosen)
+    return " ".join([f"--net_size {size}", *min(ways, key=len)])
+
+
+def _ran_on(runs: list[Run]) -> str:
+    """The data and the versions, as far as all agree."""
+    sources = {f"{run.options['dataset']}, {run.description['test_images']:,} test images" for run in runs}
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for name in _PACKAGES:
+            if name in run.description["versions"]:
+                found.setdefault(name, set()).add(run.description["versions"][name])
+    shown = {name: " and ".join(sorted(numbers)) for name, numbers in found.items()}
+    devices = sorted({run.description["device"] for run in runs})
+    return f"{'; '.join(sorted(sources))}; {' and '.join(devices)}; {markdown.versions(shown)}."
