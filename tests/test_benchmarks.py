@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,7 @@ def test_a_run_prints_a_table_and_writes_every_sample(tmp_path):
         "summary",
         "floors",
     }
+    assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", found["commit"])
     assert [one["contender"] for one in found["results"]] == list(only)
     for one in found["results"]:
         assert len(one["samples_seconds"]) == 1
