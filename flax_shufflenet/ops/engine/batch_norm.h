@@ -50,7 +50,7 @@ struct Moments {
 template <class T>
 void add_block(Moments& moments, const T* x, Index rows, Index channels, Index together, double* space) {
   const Index length = together * channels, steps = rows / together;
-  T* sum = scratch<T>(3 * length, 0);
+  T* sum = scratch<T>(3 * length, kConstants);
   T *middle = sum + length, *rest = middle + length;
   double *mean = space, *squares = mean + channels, *off = squares + channels;
   const double n = static_cast<double>(rows);
@@ -116,7 +116,7 @@ void normalise_rows(const T* x, T* y, Index rows, Index channels, Index together
                     const T* bias) {
   if (rows < together) together = 1;
   const Index length = together * channels;
-  T* means = scratch<T>(3 * length, 0);
+  T* means = scratch<T>(3 * length, kConstants);
   T *factors = means + length, *biases = factors + length;
   repeat(means, mean, channels, together);
   repeat(factors, factor, channels, together);
@@ -134,6 +134,20 @@ void normalise_rows(const T* x, T* y, Index rows, Index channels, Index together
   if (r < rows) normalise_rows<relu>(x + r * channels, y + r * channels, rows - r, channels, 1, mean, factor, bias);
 }
 
+// The statistics of all pieces.
+template <class T>
+void finish(const std::vector<Moments>& parts, double epsilon, T* mean, T* var, T* inverse) {
+  const Index channels = parts[0].mean.size();
+  Moments all(channels);
+  for (const Moments& part : parts) all.add(part.count, part.mean.data(), part.squares.data());
+  for (Index c = 0; c < channels; c++) {
+    const double variance = all.squares[c] / all.count;
+    mean[c] = static_cast<T>(all.mean[c]);
+    var[c] = static_cast<T>(variance);
+    inverse[c] = static_cast<T>(1 / std::sqrt(variance + epsilon));
+  }
+}
+
 template <class T>
 ffi::Error batch_norm(ffi::ThreadPool& pool, const T* x, const T* scale, const T* bias, T* y, T* mean, T* var,
                       T* inverse, const Rows& rows, double epsilon, bool relu) {
@@ -142,16 +156,9 @@ ffi::Error batch_norm(ffi::ThreadPool& pool, const T* x, const T* scale, const T
   parallel(pool, rows.pieces, [&](int i) {
     add_rows(parts[i], x + rows.begin(i) * channels, rows.in_piece(i), channels, rows.together);
   });
-  Moments all(channels);
-  for (const Moments& part : parts) all.add(part.count, part.mean.data(), part.squares.data());
+  finish(parts, epsilon, mean, var, inverse);
   std::vector<T> factor(channels);
-  for (Index c = 0; c < channels; c++) {
-    const double variance = all.squares[c] / all.count;
-    mean[c] = static_cast<T>(all.mean[c]);
-    var[c] = static_cast<T>(variance);
-    inverse[c] = static_cast<T>(1 / std::sqrt(variance + epsilon));
-    factor[c] = scale[c] * inverse[c];
-  }
+  for (Index c = 0; c < channels; c++) factor[c] = scale[c] * inverse[c];
   parallel(pool, rows.pieces, [&](int i) {
     i = rows.pieces - 1 - i;  // what was read last is still in the cache
     const Index start = rows.begin(i) * channels;
@@ -186,13 +193,14 @@ inline T passed(T gradient, T centred, T factor, T bias) {
   return !relu || centred * factor + bias > 0 ? gradient : T{0};
 }
 
-// Adds, for each channel, the gradients that pass the ReLU, and these times the centred values.
-template <bool relu, class T>
-void add_gradients(const T* x, const T* dy, Index rows, Index channels, Index together, const T* mean, const T* factor,
+// Adds, for each channel, the gradients that pass the ReLU, and these times the centred values; if `keep`, writes those
+// that pass in their place.
+template <bool relu, bool keep, class T, class D>
+void add_gradients(const T* x, D* dy, Index rows, Index channels, Index together, const T* mean, const T* factor,
                    const T* bias, double* gradients, double* products) {
   if (rows < together) together = 1;
   const Index length = together * channels, steps = rows / together;
-  T* means = scratch<T>(5 * length, 0);
+  T* means = scratch<T>(5 * length, kConstants);
   T *factors = means + length, *biases = factors + length, *sum = biases + length, *product = sum + length;
   repeat(means, mean, channels, together);
   repeat(factors, factor, channels, together);
@@ -203,21 +211,28 @@ void add_gradients(const T* x, const T* dy, Index rows, Index channels, Index to
     Index step = first;
     std::fill(sum, sum + 2 * length, T{0});
     for (; step + 2 <= end; step += 2) {
-      const T *p = x + step * length, *d = dy + step * length;
+      const T* p = x + step * length;
+      D* d = dy + step * length;
 #pragma GCC ivdep
       for (Index j = 0; j < length; j++) {
         const T a = p[j] - means[j], b = p[j + length] - means[j];
         const T g = passed<relu>(d[j], a, factors[j], biases[j]);
         const T h = passed<relu>(d[j + length], b, factors[j], biases[j]);
+        if constexpr (keep) {
+          d[j] = g;
+          d[j + length] = h;
+        }
         sum[j] += g + h;
         product[j] += a * g + b * h;
       }
     }
     for (; step < end; step++) {
-      const T *p = x + step * length, *d = dy + step * length;
+      const T* p = x + step * length;
+      D* d = dy + step * length;
 #pragma GCC ivdep
       for (Index j = 0; j < length; j++) {
         const T a = p[j] - means[j], g = passed<relu>(d[j], a, factors[j], biases[j]);
+        if constexpr (keep) d[j] = g;
         sum[j] += g;
         product[j] += a * g;
       }
@@ -227,7 +242,7 @@ void add_gradients(const T* x, const T* dy, Index rows, Index channels, Index to
   }
   const Index done = steps * together;
   if (done < rows)
-    add_gradients<relu>(x + done * channels, dy + done * channels, rows - done, channels, 1, mean, factor, bias,
+    add_gradients<relu, keep>(x + done * channels, dy + done * channels, rows - done, channels, 1, mean, factor, bias,
                         gradients, products);
 }
 
@@ -236,7 +251,7 @@ void input_gradient_rows(const T* x, const T* dy, T* dx, Index rows, Index chann
                          const T* factor, const T* bias, const T* per_centred, const T* per_value) {
   if (rows < together) together = 1;
   const Index length = together * channels;
-  T* means = scratch<T>(5 * length, 0);
+  T* means = scratch<T>(5 * length, kConstants);
   T *factors = means + length, *biases = factors + length, *centreds = biases + length, *values = centreds + length;
   repeat(means, mean, channels, together);
   repeat(factors, factor, channels, together);
@@ -258,20 +273,31 @@ void input_gradient_rows(const T* x, const T* dy, T* dx, Index rows, Index chann
                               factor, bias, per_centred, per_value);
 }
 
-// Ioffe and Szegedy 2015, section 3.
+// What a normalisation's input gradient is put together from (Ioffe and Szegedy 2015, section 3).
+template <class T>
+struct Coefficients {
+  std::vector<T> factor, per_centred, per_value;
+  explicit Coefficients(Index channels) : factor(channels), per_centred(channels), per_value(channels) {}
+  void set(Index c, double gradient, double product, T scale, T inverse, double dmean, double dvar, double count) {
+    const double f = factor[c] = scale * inverse;
+    per_centred[c] = static_cast<T>((2 * dvar - f * inverse * (product * inverse)) / count);
+    per_value[c] = static_cast<T>((dmean - f * gradient) / count);
+  }
+};
+
 template <class T>
 ffi::Error batch_norm_gradient(ffi::ThreadPool& pool, const T* x, const T* scale, const T* bias, const T* mean,
                                const T* inverse, const T* dy, const T* dmean, const T* dvar, T* dx, T* dscale,
                                T* dbias, const Rows& rows, bool relu) {
   const Index channels = rows.channels;
   std::vector<double> sums(rows.pieces * 2 * channels);
-  std::vector<T> factor(channels), per_centred(channels), per_value(channels);
-  for (Index c = 0; c < channels; c++) factor[c] = scale[c] * inverse[c];
+  Coefficients<T> of(channels);
+  for (Index c = 0; c < channels; c++) of.factor[c] = scale[c] * inverse[c];
   parallel(pool, rows.pieces, [&](int i) {
     const Index start = rows.begin(i) * channels;
     double* sum = &sums[i * 2 * channels];
-    (relu ? add_gradients<true, T> : add_gradients<false, T>)(x + start, dy + start, rows.in_piece(i), channels,
-                                                              rows.together, mean, factor.data(), bias, sum,
+    (relu ? add_gradients<true, false, T, const T> : add_gradients<false, false, T, const T>)(x + start, dy + start, rows.in_piece(i), channels,
+                                                              rows.together, mean, of.factor.data(), bias, sum,
                                                               sum + channels);
   });
   for (Index c = 0; c < channels; c++) {
@@ -280,18 +306,16 @@ ffi::Error batch_norm_gradient(ffi::ThreadPool& pool, const T* x, const T* scale
       gradient += sums[i * 2 * channels + c];
       product += sums[i * 2 * channels + channels + c];
     }
-    const double of_scale = product * inverse[c], count = static_cast<double>(rows.count), f = factor[c];
-    dscale[c] = static_cast<T>(of_scale);
+    dscale[c] = static_cast<T>(product * inverse[c]);
     dbias[c] = static_cast<T>(gradient);
-    per_centred[c] = static_cast<T>((2.0 * dvar[c] - f * inverse[c] * of_scale) / count);
-    per_value[c] = static_cast<T>((dmean[c] - f * gradient) / count);
+    of.set(c, gradient, product, scale[c], inverse[c], dmean[c], dvar[c], static_cast<double>(rows.count));
   }
   parallel(pool, rows.pieces, [&](int i) {
     i = rows.pieces - 1 - i;
     const Index start = rows.begin(i) * channels;
     (relu ? input_gradient_rows<true, T> : input_gradient_rows<false, T>)(
-        x + start, dy + start, dx + start, rows.in_piece(i), channels, rows.together, mean, factor.data(), bias,
-        per_centred.data(), per_value.data());
+        x + start, dy + start, dx + start, rows.in_piece(i), channels, rows.together, mean, of.factor.data(), bias,
+        of.per_centred.data(), of.per_value.data());
   });
   return ffi::Error::Success();
 }

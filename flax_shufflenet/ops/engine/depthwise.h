@@ -30,7 +30,7 @@ struct Padded {
     row = runs.back() * channels;
     starts = std::move(runs);
   }
-  void fill(const Image& image, const T* x, Index channels, int slot) {
+  void fill(const Image& image, const T* x, Index channels, Slot slot) {
     const Index pad = image.pad(), rows = image.height + 2 * pad, stride = image.stride;
     T* p = scratch<T>(rows * row, slot);
     values = p;
@@ -126,52 +126,55 @@ ffi::Error depthwise(ffi::ThreadPool& pool, const Image& image, const T* x, cons
   parallel(pool, image.pieces(), [&](int i) {
     Padded<T> padded(image, image.channels);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      padded.fill(image, x + n * image.in_size(), image.channels, 0);
+      padded.fill(image, x + n * image.in_size(), image.channels, kPadded);
       (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, y + n * image.out_size());
     }
   });
   return ffi::Error::Success();
 }
 
-// With a stride, input rows and columns of one residue always meet the same taps: each residue is a small convolution
-// of dy, whose columns are then put between the others'.
+// One image's. With a stride, input rows and columns of one residue always meet the same taps: each residue is a small
+// convolution of dy, whose columns are then put between the others'.
 template <class T>
-ffi::Error strided_input_gradient(ffi::ThreadPool& pool, const Image& image, const T* kernel, const T* dy, T* dx) {
+void strided_input_gradient(const Image& image, const Taps<T>& taps, const T* dy, T* dx) {
   using V = Vector<T>;
-  const Taps<T> taps(kernel, image, false);
   const Index channels = image.channels, stride = image.stride, pad = image.pad(), margin = pad / stride + 1;
   const Index row = (image.out_width + 2 * margin) * channels, rows = image.out_height + 2 * margin;
-  parallel(pool, image.pieces(), [&](int i) {
-    std::vector<const T*> sources(taps.count), factors(taps.count);
-    for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      T* padded = scratch<T>(rows * row, 0);
-      std::fill(padded, padded + rows * row, T{0});
-      for (Index h = 0; h < image.out_height; h++)
-        std::memcpy(padded + (h + margin) * row + margin * channels,
-                    dy + n * image.out_size() + h * image.out_width * channels,
-                    image.out_width * channels * sizeof(T));
-      for (Index h = 0; h < image.height; h++)
-        for (Index residue = 0; residue < std::min(stride, image.width); residue++) {
-          const Index columns = (image.width - residue + stride - 1) / stride, flat = columns * channels;
-          size_t terms = 0;
-          for (Index r = (h + pad) % stride; r < image.side; r += stride)
-            for (Index c = (residue + pad) % stride; c < image.side; c += stride) {
-              const Index from_row = margin + (h + pad - r) / stride, from = margin + (residue + pad - c) / stride;
-              sources[terms] = padded + from_row * row + from * channels;
-              factors[terms++] = taps.at(r * image.side + c);
-            }
-          T* run = scratch<T>(flat + V::lanes, 1);
-          for (Index j = 0; j < std::min(taps.length, flat); j += V::lanes)
-            for (Index f = j; f < flat; f += taps.length) {
-              typename V::type a = {};
-              for (size_t t = 0; t < terms; t++) a += V::load(sources[t] + f) * V::load(factors[t] + j);
-              V::store(run + f, a);
-            }
-          T* to = dx + n * image.in_size() + (h * image.width + residue) * channels;
-          for (Index w = 0; w < columns; w++)
-            std::memcpy(to + w * stride * channels, run + w * channels, channels * sizeof(T));
+  std::vector<const T*> sources(taps.count), factors(taps.count);
+  T* padded = scratch<T>(rows * row, kPadded);
+  std::fill(padded, padded + rows * row, T{0});
+  for (Index h = 0; h < image.out_height; h++)
+    std::memcpy(padded + (h + margin) * row + margin * channels, dy + h * image.out_width * channels,
+                image.out_width * channels * sizeof(T));
+  for (Index h = 0; h < image.height; h++)
+    for (Index residue = 0; residue < std::min(stride, image.width); residue++) {
+      const Index columns = (image.width - residue + stride - 1) / stride, flat = columns * channels;
+      size_t terms = 0;
+      for (Index r = (h + pad) % stride; r < image.side; r += stride)
+        for (Index c = (residue + pad) % stride; c < image.side; c += stride) {
+          const Index from_row = margin + (h + pad - r) / stride, from = margin + (residue + pad - c) / stride;
+          sources[terms] = padded + from_row * row + from * channels;
+          factors[terms++] = taps.at(r * image.side + c);
         }
+      T* run = scratch<T>(flat + V::lanes, kRun);
+      for (Index j = 0; j < std::min(taps.length, flat); j += V::lanes)
+        for (Index f = j; f < flat; f += taps.length) {
+          typename V::type a = {};
+          for (size_t t = 0; t < terms; t++) a += V::load(sources[t] + f) * V::load(factors[t] + j);
+          V::store(run + f, a);
+        }
+      T* to = dx + (h * image.width + residue) * channels;
+      for (Index w = 0; w < columns; w++)
+        std::memcpy(to + w * stride * channels, run + w * channels, channels * sizeof(T));
     }
+}
+
+template <class T>
+ffi::Error strided_input_gradient(ffi::ThreadPool& pool, const Image& image, const T* kernel, const T* dy, T* dx) {
+  const Taps<T> taps(kernel, image, false);
+  parallel(pool, image.pieces(), [&](int i) {
+    for (Index n = image.begin(i); n < image.begin(i + 1); n++)
+      strided_input_gradient(image, taps, dy + n * image.out_size(), dx + n * image.in_size());
   });
   return ffi::Error::Success();
 }
@@ -208,6 +211,13 @@ void add_taps(const Image& image, const Padded<T>& x, const T* dy, Index first, 
 }
 
 template <class T>
+void add_all_taps(const Image& image, const Padded<T>& x, const T* dy, Index length, double* sums) {
+  const Index taps = image.side * image.side;
+  if (taps == 9) return add_taps<9>(image, x, dy, 0, length, sums);
+  for (Index tap = 0; tap < taps; tap++) add_taps<1>(image, x, dy, tap, length, sums);
+}
+
+template <class T>
 ffi::Error depthwise_kernel_gradient(ffi::ThreadPool& pool, const Image& image, const T* x, const T* dy, T* dkernel) {
   const Index taps = image.side * image.side, channels = image.channels;
   const Index length = std::lcm(channels, Vector<T>::lanes);
@@ -216,12 +226,9 @@ ffi::Error depthwise_kernel_gradient(ffi::ThreadPool& pool, const Image& image, 
     Padded<T> padded(image, channels);
     std::vector<double> own(taps * length);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      padded.fill(image, x + n * image.in_size(), channels, 0);
+      padded.fill(image, x + n * image.in_size(), channels, kPadded);
       const T* gradient = dy + n * image.out_size();
-      if (taps == 9)
-        add_taps<9>(image, padded, gradient, 0, length, own.data());
-      else
-        for (Index tap = 0; tap < taps; tap++) add_taps<1>(image, padded, gradient, tap, length, own.data());
+      add_all_taps(image, padded, gradient, length, own.data());
     }
     for (Index tap = 0; tap < taps; tap++)
       add_folded(&sums[(i * taps + tap) * channels], &own[tap * length], channels, length / channels);

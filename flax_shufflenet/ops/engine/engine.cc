@@ -1,6 +1,5 @@
 // The handlers that XLA calls, and what the library says about itself. Built once for each instruction set.
-#include "batch_norm.h"
-#include "depthwise.h"
+#include "shuffle.h"
 #include "stem.h"
 
 using xla::ffi::AnyBuffer;
@@ -27,6 +26,30 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(stem, engine::Stem,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(stem_kernel_gradient, engine::StemKernelGradient,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_unit, engine::PointwiseUnit,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs()
+                                  .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
+                                  .Attr<double>("epsilon").Attr<bool>("relu").Attr<int64_t>("first"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_unit_gradient, engine::PointwiseUnitGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>().Ret<AnyBuffer>().RemainingRets()
+                                  .Attr<bool>("relu").Attr<int64_t>("first"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_unit, engine::DepthwiseUnit,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs()
+                                  .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
+                                  .Attr<double>("epsilon").Attr<bool>("relu").Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_unit_gradient, engine::DepthwiseUnitGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>().Ret<AnyBuffer>().RemainingRets()
+                                  .Attr<bool>("relu").Attr<int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(join, engine::Join,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>()
+                                  .Attr<bool>("left_relu").Attr<bool>("right_relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(join_gradient, engine::JoinGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>().RemainingRets()
+                                  .Attr<bool>("left_relu").Attr<bool>("right_relu"));
 
 extern "C" __attribute__((visibility("default"))) const char* engine_sources() { return ENGINE_SOURCES; }
 

@@ -12,6 +12,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace engine {
@@ -20,11 +24,13 @@ namespace ffi = xla::ffi;
 using Index = int64_t;
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+constexpr int kVectorBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
+constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kRegisters = 32;
 #else
-constexpr int kVectorBytes = 16;
+constexpr int kVectorBytes = 16, kRegisters = 16;
 #endif
 
 // The compiler's own vectors: it lowers them to whatever the target has.
@@ -46,23 +52,34 @@ struct Vector {
   // The first `count` lanes; the others are zero.
   static type load(const T* p, Index count) {
     if (count >= lanes) return load(p);
+#if defined(__AVX512F__)
+    if constexpr (bytes == 64 && sizeof(T) == 4) return (type)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+    if constexpr (bytes == 64 && sizeof(T) == 8) return (type)_mm512_maskz_loadu_pd((1u << count) - 1, p);
+#endif
     T lane[lanes] = {};
     std::memcpy(lane, p, count * sizeof(T));
     return load(lane);
   }
   static void store(T* p, type v, Index count) {
     if (count >= lanes) return store(p, v);
+#if defined(__AVX512F__)
+    if constexpr (bytes == 64 && sizeof(T) == 4) return _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
+    if constexpr (bytes == 64 && sizeof(T) == 8) return _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
+#endif
     T lane[lanes];
     store(lane, v);
     std::memcpy(p, lane, count * sizeof(T));
   }
 };
 
+// Whose scratch memory is whose: what is in use at the same time has slots of its own.
+enum Slot { kConstants, kRun, kInput, kGradient, kPadded, kOther, kSlots };
+
 // A thread's own memory, kept from call to call: `count` values, and a vector more that may be read but means nothing.
 template <class T>
-T* scratch(size_t count, int slot) {
-  static thread_local std::unique_ptr<char[]> memory[4];
-  static thread_local size_t size[4];
+T* scratch(size_t count, Slot slot) {
+  static thread_local std::unique_ptr<char[]> memory[kSlots];
+  static thread_local size_t size[kSlots];
   const size_t bytes = count * sizeof(T) + 3 * 64;
   if (size[slot] < bytes) {
     memory[slot].reset(new char[bytes]());

@@ -24,7 +24,7 @@ ffi::Error stem(ffi::ThreadPool& pool, const Image& image, Index outputs, const 
   parallel(pool, image.pieces(), [&](int i) {
     Padded<T> padded(rows, inputs);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      padded.fill(rows, x + n * image.in_size(), inputs, 0);
+      padded.fill(rows, x + n * image.in_size(), inputs, kPadded);
       for (Index h = 0; h < image.out_height; h++)
         for (Index w = 0; w < width; w += together) {
           const Index pixels = std::min(together, width - w);
@@ -83,7 +83,7 @@ ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index
     Padded<T> padded(rows, inputs);
     double* own = &sums[i * taps * whole];
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      padded.fill(rows, x + n * image.in_size(), inputs, 0);
+      padded.fill(rows, x + n * image.in_size(), inputs, kPadded);
       const T* gradient = dy + n * image.out_height * image.out_width * outputs;
       for (Index c = 0; c < outputs; c += V::lanes)
         for (Index r = 0; r < image.side; r++)

@@ -1,0 +1,99 @@
+// Matrix products of a block of rows, which lies in the cache, with a matrix whose rows are filled up to whole vectors.
+#pragma once
+#include "engine.h"
+
+namespace engine {
+
+template <class T>
+Index up_to_whole_vectors(Index count) {
+  return (count + Vector<T>::lanes - 1) / Vector<T>::lanes * Vector<T>::lanes;
+}
+
+// A matrix [depth][columns], or its transpose, with zeros after each row.
+template <class T>
+struct Packed {
+  Index row;
+  std::vector<T> values;
+  Packed(const T* matrix, Index depth, Index columns, bool transposed)
+      : row(up_to_whole_vectors<T>(transposed ? depth : columns)), values((transposed ? columns : depth) * row) {
+    for (Index d = 0; d < depth; d++)
+      for (Index c = 0; c < columns; c++) values[transposed ? c * row + d : d * row + c] = matrix[d * columns + c];
+  }
+};
+
+// Row r and column k of the left matrix lie at r * row + k * step.
+template <class T>
+struct Left {
+  const T* values;
+  Index row, step;
+};
+
+// `rows` rows and `vectors` vectors of columns, of the last of which `last` values are wanted.
+template <int rows, int vectors, class T>
+void product_tile(const Left<T>& a, const T* b, Index b_row, Index depth, T* c, Index c_row, Index last, bool add) {
+  using V = Vector<T>;
+  typename V::type sum[rows][vectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+      const T* from = c + r * c_row + v * V::lanes;
+      sum[r][v] = !add ? typename V::type{} : v + 1 < vectors ? V::load(from) : V::load(from, last);
+    }
+  for (Index k = 0; k < depth; k++) {
+    typename V::type right[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) right[v] = V::load(b + k * b_row + v * V::lanes);
+    const T* left = a.values + k * a.step;
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+      const T value = left[r * a.row];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) sum[r][v] += value * right[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+      T* to = c + r * c_row + v * V::lanes;
+      if (v + 1 < vectors)
+        V::store(to, sum[r][v]);
+      else
+        V::store(to, sum[r][v], last);
+    }
+}
+
+template <int most, int vectors, class T>
+void product_rows(Index rows, Left<T> a, const T* b, Index b_row, Index depth, T* c, Index c_row, Index last, bool add) {
+  for (; rows >= most; rows -= most, a.values += most * a.row, c += most * c_row)
+    product_tile<most, vectors>(a, b, b_row, depth, c, c_row, last, add);
+  if constexpr (most > 1)
+    if (rows) product_rows<most / 2, vectors>(rows, a, b, b_row, depth, c, c_row, last, add);
+}
+
+// c = a b, or c += a b, for `rows` rows and `columns` columns. b may be read up to a vector beyond each row's end; what
+// lies there does not matter.
+template <class T>
+void product(Index rows, Index columns, const Left<T>& a, const T* b, Index b_row, Index depth, T* c, Index c_row,
+             bool add) {
+  constexpr Index lanes = Vector<T>::lanes, widest = kRegisters == 32 ? 4 : 3;
+  // A tile's sums, a row of the right matrix and one value of the left fit the registers.
+  constexpr bool many = kRegisters == 32;
+  for (Index n = 0; n < columns;) {
+    const Index left = (columns - n + lanes - 1) / lanes;
+    const Index vectors = left <= widest ? left : left % widest == 1 ? widest - 1 : widest;
+    const Index last = std::min(lanes, columns - n - (vectors - 1) * lanes);
+    if (vectors == 1)
+      product_rows<many ? 12 : 8, 1>(rows, a, b + n, b_row, depth, c + n, c_row, last, add);
+    else if (vectors == 2)
+      product_rows<many ? 12 : 6, 2>(rows, a, b + n, b_row, depth, c + n, c_row, last, add);
+    else if (vectors == 3)
+      product_rows<many ? 8 : 4, 3>(rows, a, b + n, b_row, depth, c + n, c_row, last, add);
+    else if constexpr (many)
+      product_rows<6, 4>(rows, a, b + n, b_row, depth, c + n, c_row, last, add);
+    n += vectors * lanes;
+  }
+}
+
+}  // namespace engine

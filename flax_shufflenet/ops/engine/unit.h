@@ -1,0 +1,400 @@
+// Units of a block: a convolution, and the statistics of the batch normalisation that follows it. A map is normalised,
+// and rectified, where it is read: the normalised map never lies in memory.
+//
+// A gradient comes as that of the normalised map where its ReLU passes it, with its sum and the sum of its products with
+// the centred map, a channel each, from whoever read the map.
+#pragma once
+#include <optional>
+
+#include "batch_norm.h"
+#include "depthwise.h"
+#include "product.h"
+
+namespace engine {
+
+// How a map is normalised where it is read.
+template <class T>
+struct Normalisation {
+  const T *mean, *inverse, *scale, *bias;
+  bool relu;
+  std::vector<T> factor;
+
+  void rows(const T* x, T* y, Index count, const Rows& as) const {
+    (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x, y, count, as.channels, as.together, mean,
+                                                                factor.data(), bias);
+  }
+  // Keeps the gradients that the ReLU passes, and adds them up.
+  void pass(const T* x, T* gradients, Index count, const Rows& as, double* sums) const {
+    (relu ? add_gradients<true, true, T, T> : add_gradients<false, true, T, T>)(
+        x, gradients, count, as.channels, as.together, mean, factor.data(), bias, sums, sums + as.channels);
+  }
+};
+
+// Buffers from `first` on: mean, inverse deviation, scale and bias, all [channels].
+inline bool are_vectors(const ffi::RemainingArgs& arguments, size_t first, ffi::DataType type, Index channels) {
+  for (size_t i = first; i < first + 4; i++) {
+    const auto buffer = arguments.get<ffi::AnyBuffer>(i);
+    if (!buffer.has_value() || !is_vector(*buffer, type, channels)) return false;
+  }
+  return true;
+}
+
+template <class T>
+Normalisation<T> normalisation(const ffi::RemainingArgs& arguments, size_t first, Index channels, bool relu) {
+  const T* vectors[4];
+  for (size_t i = 0; i < 4; i++) vectors[i] = data<T>(*arguments.get<ffi::AnyBuffer>(first + i));
+  Normalisation<T> result{vectors[0], vectors[1], vectors[2], vectors[3], relu, std::vector<T>(channels)};
+  for (Index c = 0; c < channels; c++) result.factor[c] = result.scale[c] * result.inverse[c];
+  return result;
+}
+
+template <class T>
+using Input = std::optional<Normalisation<T>>;
+
+// The gradient of a normalised map, from which that of the map itself follows.
+template <class T>
+struct Gradient {
+  const T *values, *map, *mean;
+  Coefficients<T> of;
+
+  Gradient(const T* values, const T* map, const T* mean, const T* inverse, const T* scale, const T* sums,
+           const T* products, Index rows, Index channels)
+      : values(values), map(map), mean(mean), of(channels) {
+    for (Index c = 0; c < channels; c++)
+      of.set(c, sums[c], products[c], scale[c], inverse[c], 0, 0, static_cast<double>(rows));
+  }
+  // That of `count` rows of the map, from row `first` on.
+  void rows(T* to, Index first, Index count, const Rows& as) const {
+    const T* unused = mean;  // there is no ReLU left to ask for its bias
+    input_gradient_rows<false>(map + first * as.channels, values + first * as.channels, to, count, as.channels,
+                               as.together, mean, of.factor.data(), unused, of.per_centred.data(), of.per_value.data());
+  }
+};
+
+template <class T>
+void add_up(const std::vector<double>& parts, int count, Index length, T* to) {
+  for (Index j = 0; j < length; j++) {
+    double sum = 0;
+    for (int i = 0; i < count; i++) sum += parts[i * length + j];
+    to[j] = static_cast<T>(sum);
+  }
+}
+
+// Rows of a product that stay in the second cache with what comes of them.
+inline Index rows_of_a_block(Index channels) {
+  return std::clamp<Index>(32768 / channels / 16 * 16, 16, 256);
+}
+
+// --- pointwise
+
+// A map whose channels from `first` on, `depth` of them, are multiplied with a kernel of [depth][outputs].
+struct Pointwise {
+  Index rows, channels, first, depth, outputs;
+  Index block() const { return rows_of_a_block(std::max(depth, outputs)); }
+};
+
+template <class T>
+ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T* x, const Input<T>& input,
+                          const T* kernel, double epsilon, T* z, T* mean, T* var, T* inverse) {
+  const Packed<T> packed(kernel, size.depth, size.outputs, false);
+  const Rows in(size.rows, size.depth), out(size.rows, size.outputs);
+  std::vector<Moments> parts(out.pieces, Moments(size.outputs));
+  parallel(pool, out.pieces, [&](int i) {
+    const Index end = out.begin(i) + out.in_piece(i);
+    for (Index r = out.begin(i); r < end; r += size.block()) {
+      const Index count = std::min(size.block(), end - r);
+      Left<T> left{x + r * size.channels + size.first, size.channels, 1};
+      if (input) {
+        T* normalised = scratch<T>(size.block() * size.depth, kInput);
+        input->rows(left.values, normalised, count, in);
+        left = {normalised, size.depth, 1};
+      }
+      product(count, size.outputs, left, packed.values.data(), packed.row, size.depth, z + r * size.outputs,
+              size.outputs, false);
+      add_rows(parts[i], z + r * size.outputs, count, size.outputs, out.together);
+    }
+  });
+  finish(parts, epsilon, mean, var, inverse);
+  return ffi::Error::Success();
+}
+
+template <class T>
+ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size, const Gradient<T>& gradient,
+                                   const T* x, const Input<T>& input, const T* kernel, T* dx, T* dkernel, T* sums,
+                                   T* products) {
+  constexpr Index most_values = 1 << 21;  // that the pieces' kernel gradients take together
+  constexpr Index most_rows = 512;        // that are added up before double takes over
+  const Packed<T> transposed(kernel, size.depth, size.outputs, true);
+  const Rows in(size.rows, size.depth), out(size.rows, size.outputs);
+  const Index row = up_to_whole_vectors<T>(size.outputs), values = size.depth * row;
+  const int pieces = static_cast<int>(std::clamp<Index>(most_values / values, 1, out.pieces));
+  std::vector<double> kernels(pieces * values), own_sums(pieces * 2 * size.depth);
+  parallel(pool, pieces, [&](int i) {
+    const Index begin = out.begin(out.pieces * i / pieces), last = out.pieces * (i + 1) / pieces - 1;
+    const Index end = out.begin(last) + out.in_piece(last);
+    T* gradients = scratch<T>(size.block() * size.outputs, kGradient);
+    T* of_kernel = scratch<T>(values, kOther);
+    std::fill(of_kernel, of_kernel + values, T{0});
+    Index added = 0;
+    const auto flush = [&] {
+      for (Index j = 0; j < values; j++) kernels[i * values + j] += static_cast<double>(of_kernel[j]);
+      std::fill(of_kernel, of_kernel + values, T{0});
+      added = 0;
+    };
+    for (Index r = begin; r < end; r += size.block()) {
+      const Index count = std::min(size.block(), end - r);
+      gradient.rows(gradients, r, count, out);
+      Left<T> left{x + r * size.channels + size.first, 1, size.channels};
+      if (input) {
+        T* normalised = scratch<T>(size.block() * size.depth, kInput);
+        input->rows(x + r * size.depth, normalised, count, in);
+        left = {normalised, 1, size.depth};
+      }
+      if (added + count > most_rows) flush();
+      product(size.depth, size.outputs, left, gradients, size.outputs, count, of_kernel, row, true);
+      added += count;
+      T* to = dx + r * size.channels + size.first;
+      product(count, size.depth, Left<T>{gradients, size.outputs, 1}, transposed.values.data(), transposed.row,
+              size.outputs, to, size.channels, false);
+      if (input) input->pass(x + r * size.depth, to, count, in, &own_sums[i * 2 * size.depth]);
+    }
+    flush();
+  });
+  for (Index d = 0; d < size.depth; d++)
+    for (Index o = 0; o < size.outputs; o++) {
+      double sum = 0;
+      for (int i = 0; i < pieces; i++) sum += kernels[i * values + d * row + o];
+      dkernel[d * size.outputs + o] = static_cast<T>(sum);
+    }
+  if (input) {
+    std::vector<T> both(2 * size.depth);
+    add_up(own_sums, pieces, 2 * size.depth, both.data());
+    std::copy(both.begin(), both.begin() + size.depth, sums);
+    std::copy(both.begin() + size.depth, both.end(), products);
+  }
+  return ffi::Error::Success();
+}
+
+// --- depthwise
+
+template <class T>
+ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x, const Input<T>& input,
+                          const T* kernel, double epsilon, T* z, T* mean, T* var, T* inverse) {
+  const Taps<T> taps(kernel, image, false);
+  const Index pixels = image.height * image.width;
+  const Rows in(pixels, image.channels), out(image.out_height * image.out_width, image.channels);
+  std::vector<Moments> parts(image.pieces(), Moments(image.channels));
+  parallel(pool, image.pieces(), [&](int i) {
+    Padded<T> padded(image, image.channels);
+    for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
+      const T* from = x + n * image.in_size();
+      if (input) {
+        T* normalised = scratch<T>(image.in_size(), kInput);
+        input->rows(from, normalised, pixels, in);
+        from = normalised;
+      }
+      padded.fill(image, from, image.channels, kPadded);
+      T* to = z + n * image.out_size();
+      (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
+      add_rows(parts[i], to, out.count, image.channels, out.together);
+    }
+  });
+  finish(parts, epsilon, mean, var, inverse);
+  return ffi::Error::Success();
+}
+
+template <class T>
+ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, const Gradient<T>& gradient, const T* x,
+                                   const Input<T>& input, const T* kernel, T* dx, T* dkernel, T* sums, T* products) {
+  const Index channels = image.channels, count = image.side * image.side;
+  const Index length = std::lcm(channels, Vector<T>::lanes);
+  const Taps<T> taps(kernel, image, image.stride == 1);
+  const Rows in(image.height * image.width, channels), out(image.out_height * image.out_width, channels);
+  std::vector<double> kernels(image.pieces() * count * channels), own_sums(image.pieces() * 2 * channels);
+  parallel(pool, image.pieces(), [&](int i) {
+    Padded<T> padded(image, channels);
+    std::vector<double> own(count * length);
+    for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
+      const T *map = x + n * image.in_size(), *from = map;
+      T* to = dx + n * image.in_size();
+      T* gradients = scratch<T>(image.out_size(), kGradient);
+      gradient.rows(gradients, n * out.count, out.count, out);
+      if (input) {
+        T* normalised = scratch<T>(image.in_size(), kInput);
+        input->rows(map, normalised, in.count, in);
+        from = normalised;
+      }
+      padded.fill(image, from, channels, kPadded);
+      add_all_taps(image, padded, gradients, length, own.data());
+      if (image.stride == 1) {
+        padded.fill(image, gradients, channels, kPadded);
+        (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
+      } else {
+        strided_input_gradient(image, taps, gradients, to);
+      }
+      if (input) input->pass(map, to, in.count, in, &own_sums[i * 2 * channels]);
+    }
+    for (Index tap = 0; tap < count; tap++)
+      add_folded(&kernels[(i * count + tap) * channels], &own[tap * length], channels, length / channels);
+  });
+  add_up(kernels, image.pieces(), count * channels, dkernel);
+  if (input) {
+    std::vector<T> both(2 * channels);
+    add_up(own_sums, image.pieces(), 2 * channels, both.data());
+    std::copy(both.begin(), both.begin() + channels, sums);
+    std::copy(both.begin() + channels, both.end(), products);
+  }
+  return ffi::Error::Success();
+}
+
+// --- what XLA calls
+
+constexpr const char* kUnitVectors =
+    "a unit needs [c] for what its input is normalised with, in the input's dtype, and for its statistics";
+
+template <class Z>
+bool are_statistics(Z& z, ffi::Result<ffi::AnyBuffer>* const (&vectors)[3]) {
+  for (auto* vector : vectors)
+    if (!is_vector(**vector, z->element_type(), z->dimensions().back())) return false;
+  return true;
+}
+
+inline bool read_pointwise(Pointwise& size, const ffi::AnyBuffer& x, const ffi::AnyBuffer& kernel,
+                           ffi::Span<const int64_t> z, int64_t first) {
+  const auto in = x.dimensions(), k = kernel.dimensions();
+  if (in.size() != 4 || x.element_count() == 0 || k.size() != 4 || k[0] != 1 || k[1] != 1 || z.size() != 4) return false;
+  size = {static_cast<Index>(x.element_count()) / in[3], in[3], first, k[2], k[3]};
+  return kernel.element_type() == x.element_type() && size.depth > 0 && size.outputs > 0 && first >= 0 &&
+         first + size.depth <= size.channels && std::equal(in.begin(), in.begin() + 3, z.begin()) &&
+         z[3] == size.outputs;
+}
+
+constexpr const char* kPointwiseShapes =
+    "a pointwise unit needs x [n h w c], kernel [1 1 d o] with d channels in x from the first on, and z [n h w o]";
+
+inline ffi::Error PointwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs input,
+                                ffi::Result<ffi::AnyBuffer> z, ffi::Result<ffi::AnyBuffer> mean,
+                                ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse, double epsilon,
+                                bool relu, int64_t first) {
+  const auto type = x.element_type();
+  Pointwise size;
+  if (z->element_type() != type || !read_pointwise(size, x, kernel, z->dimensions(), first))
+    return refuse(kPointwiseShapes);
+  const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, type, size.depth);
+  if (!are_statistics(z, {&mean, &var, &inverse}) || (input.size() && !normalised)) return refuse(kUnitVectors);
+  return for_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    Input<T> how;
+    if (normalised) how = normalisation<T>(input, 0, size.depth, relu);
+    return pointwise_unit<T>(pool, size, data<T>(x), how, data<T>(kernel), epsilon, data<T>(z),
+                             data<T>(mean), data<T>(var), data<T>(inverse));
+  });
+}
+
+inline ffi::Error DepthwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs input,
+                                ffi::Result<ffi::AnyBuffer> z, ffi::Result<ffi::AnyBuffer> mean,
+                                ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse, double epsilon,
+                                bool relu, int64_t stride) {
+  const auto type = x.element_type();
+  Image image;
+  if (!read_depthwise(image, x, kernel, *z, stride)) return refuse(kDepthwiseShapes);
+  const bool normalised = input.size() == 4 && are_vectors(input, 0, type, image.channels);
+  if (!are_statistics(z, {&mean, &var, &inverse}) || (input.size() && !normalised)) return refuse(kUnitVectors);
+  return for_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    Input<T> how;
+    if (normalised) how = normalisation<T>(input, 0, image.channels, relu);
+    return depthwise_unit<T>(pool, image, data<T>(x), how, data<T>(kernel), epsilon, data<T>(z),
+                             data<T>(mean), data<T>(var), data<T>(inverse));
+  });
+}
+
+// The gradient of a unit's normalised map, with its sums, and what that map was normalised with.
+struct GradientBuffers {
+  const ffi::AnyBuffer &values, &map, &mean, &inverse, &scale, &sums, &products;
+  bool fit() const {
+    if (map.dimensions().size() != 4 || map.element_count() == 0 || values.element_type() != map.element_type() ||
+        !same_shape(values.dimensions(), map.dimensions()))
+      return false;
+    for (const ffi::AnyBuffer* vector : {&mean, &inverse, &scale, &sums, &products})
+      if (!is_vector(*vector, map.element_type(), map.dimensions().back())) return false;
+    return true;
+  }
+  template <class T>
+  Gradient<T> of() const {
+    const Index channels = map.dimensions().back();
+    return {data<T>(values), data<T>(map),  data<T>(mean),     data<T>(inverse),
+            data<T>(scale),  data<T>(sums), data<T>(products), static_cast<Index>(map.element_count()) / channels,
+            channels};
+  }
+};
+
+// The sums of the gradient of a normalised input: [c] each; none for an input as it is.
+inline bool are_sums(const ffi::RemainingRets& outcomes, bool normalised, ffi::DataType type, Index channels) {
+  if (outcomes.size() != (normalised ? 2 : 0)) return false;
+  for (size_t i = 0; i < outcomes.size(); i++) {
+    auto buffer = outcomes.get<ffi::AnyBuffer>(i);
+    if (!buffer.has_value() || !is_vector(**buffer, type, channels)) return false;
+  }
+  return true;
+}
+
+template <class T>
+T* outcome(const ffi::RemainingRets& outcomes, size_t index) {
+  return outcomes.size() ? reinterpret_cast<T*>((*outcomes.get<ffi::AnyBuffer>(index))->untyped_data()) : nullptr;
+}
+
+// `input` is what x is normalised with, or nothing, or a map like x that gets the gradient among its own channels.
+inline ffi::Error PointwiseUnitGradient(ffi::ThreadPool pool, ffi::AnyBuffer values, ffi::AnyBuffer z,
+                                        ffi::AnyBuffer mean, ffi::AnyBuffer inverse, ffi::AnyBuffer scale,
+                                        ffi::AnyBuffer sums, ffi::AnyBuffer products, ffi::AnyBuffer x,
+                                        ffi::AnyBuffer kernel, ffi::RemainingArgs input, ffi::Result<ffi::AnyBuffer> dx,
+                                        ffi::Result<ffi::AnyBuffer> dkernel, ffi::RemainingRets outcomes, bool relu,
+                                        int64_t first) {
+  const auto type = x.element_type();
+  const GradientBuffers gradient{values, z, mean, inverse, scale, sums, products};
+  Pointwise size;
+  if (!gradient.fit() || z.element_type() != type || !read_pointwise(size, x, kernel, z.dimensions(), first) ||
+      dx->element_type() != type || !same_shape(dx->dimensions(), x.dimensions()) ||
+      dkernel->element_type() != type || !same_shape(dkernel->dimensions(), kernel.dimensions()))
+    return refuse(kPointwiseShapes);
+  const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, type, size.depth);
+  const bool into = input.size() == 1 && input.get<ffi::AnyBuffer>(0)->untyped_data() == dx->untyped_data();
+  if (!(normalised || into || (input.size() == 0 && size.depth == size.channels)) ||
+      !are_sums(outcomes, normalised, type, size.depth))
+    return refuse(kUnitVectors);
+  return for_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    Input<T> how;
+    if (normalised) how = normalisation<T>(input, 0, size.depth, relu);
+    return pointwise_unit_gradient<T>(pool, size, gradient.of<T>(), data<T>(x), how, data<T>(kernel), data<T>(dx),
+                                      data<T>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
+  });
+}
+
+inline ffi::Error DepthwiseUnitGradient(ffi::ThreadPool pool, ffi::AnyBuffer values, ffi::AnyBuffer z,
+                                        ffi::AnyBuffer mean, ffi::AnyBuffer inverse, ffi::AnyBuffer scale,
+                                        ffi::AnyBuffer sums, ffi::AnyBuffer products, ffi::AnyBuffer x,
+                                        ffi::AnyBuffer kernel, ffi::RemainingArgs input, ffi::Result<ffi::AnyBuffer> dx,
+                                        ffi::Result<ffi::AnyBuffer> dkernel, ffi::RemainingRets outcomes, bool relu,
+                                        int64_t stride) {
+  const auto type = x.element_type();
+  const GradientBuffers gradient{values, z, mean, inverse, scale, sums, products};
+  Image image;
+  if (!gradient.fit() || !read_depthwise(image, x, kernel, z, stride) || dx->element_type() != type ||
+      !same_shape(dx->dimensions(), x.dimensions()) || dkernel->element_type() != type ||
+      !same_shape(dkernel->dimensions(), kernel.dimensions()))
+    return refuse(kDepthwiseShapes);
+  const bool normalised = input.size() == 4 && are_vectors(input, 0, type, image.channels);
+  if ((input.size() && !normalised) || !are_sums(outcomes, normalised, type, image.channels))
+    return refuse(kUnitVectors);
+  return for_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    Input<T> how;
+    if (normalised) how = normalisation<T>(input, 0, image.channels, relu);
+    return depthwise_unit_gradient<T>(pool, image, gradient.of<T>(), data<T>(x), how, data<T>(kernel), data<T>(dx),
+                                      data<T>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
+  });
+}
+
+}  // namespace engine
