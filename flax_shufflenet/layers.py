@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_shufflenet import initializers, kernels
+from flax_shufflenet.ops import blocks
 
 
 class Conv(nnx.Module):
@@ -83,11 +84,12 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
         batch_norm = kernels.batch_norm(x, self.scale[...], self.bias[...], self.epsilon, relu)
         y, mean, var = batch_norm  # pyright: ignore[reportGeneralTypeIssues]
-        self._track(mean, var * (count / (count - 1)))
+        self.track(mean, var, count)
         return y
 
-    def _track(self, mean: Float[Array, " c"], unbiased_var: Float[Array, " c"]) -> None:
-        mean, unbiased_var = jax.lax.stop_gradient((mean, unbiased_var))
+    def track(self, mean: Float[Array, " c"], var: Float[Array, " c"], count: int) -> None:
+        """Takes the mean and biased variance of ``count`` values a channel into the running statistics."""
+        mean, unbiased_var = jax.lax.stop_gradient((mean, var * (count / (count - 1))))
         # Assigning to [...] compares shardings first, which takes a fifth of the time to trace a train step.
         self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
         self.var.set_value((1 - self.momentum) * self.var[...] + self.momentum * unbiased_var)
@@ -144,6 +146,15 @@ class ConvBN(nnx.Module):
         if not self.relu:
             return self.bn(x)
         return leaky_relu(self.bn(x), self.negative_slope) if self.negative_slope else self.bn.with_relu(x)
+
+    @property
+    def is_plain(self) -> bool:
+        """In train mode, without the bias and the slope that some architectures have."""
+        return self.conv.bias is None and not self.negative_slope and not self.bn.use_running_average
+
+    @property
+    def unit(self) -> blocks.Unit:
+        return blocks.Unit(self.conv.kernel[...].astype(self.conv.dtype), self.bn.scale[...], self.bn.bias[...])
 
 
 class Linear(nnx.Module):

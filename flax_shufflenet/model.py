@@ -1,6 +1,6 @@
 """ShuffleNetV2 (Ma et al., ECCV 2018, https://arxiv.org/abs/1807.11164) as a Flax NNX module, in NHWC."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear
+from flax_shufflenet.ops import blocks
 
 FeatureMap = Float[Array, "n h w c"]
 OtherMap = Float[Array, "n oh ow oc"]
@@ -62,6 +63,18 @@ def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
     return x
 
 
+def _engine_computes(block: "BasicBlock | DownBlock", units: Sequence[ConvBN], x: FeatureMap) -> bool:
+    """Whether the CPU engine has what this block does: halves, shuffled in two groups after it, in train mode."""
+    as_in_the_paper = block.groups == 2 and block.shuffle == "after" and all(unit.is_plain for unit in units)
+    return as_in_the_paper and x.size > x.shape[-1] and blocks.applies(x, *(unit.unit.kernel for unit in units))
+
+
+def _track(units: Sequence[ConvBN], moments: Sequence[blocks.Moments], maps: Sequence[FeatureMap]) -> None:
+    """``maps`` are of the sizes that the units' maps have."""
+    for unit, (mean, var), of in zip(units, moments, maps, strict=True):
+        unit.bn.track(mean, var, of.size // of.shape[-1])
+
+
 class BasicBlock(nnx.Module):
     """Stride 1: one part of the channels passes untouched, the other through the branch (figure 3c)."""
 
@@ -79,6 +92,10 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
+        if 2 * self.passed == x.shape[-1] and _engine_computes(self, self.branch, x):
+            y, moments = blocks.basic_block(x, tuple(each.unit for each in self.branch), self.branch[0].bn.epsilon)
+            _track(self.branch, moments, [x, x, x])
+            return y
         if self.shuffle == "before":
             x = _unshuffle(x, self.groups)
         passed, x = channel_split(x, self.passed)
@@ -95,6 +112,7 @@ class DownBlock(nnx.Module):
         relu = architecture.down_relu
         self.groups = architecture.shuffle_groups
         self.shuffle = architecture.shuffle
+        self.halves = 2 * left == out_channels
         self.left = nnx.List(
             [
                 _depthwise(in_channels, stride=2, **options),
@@ -110,6 +128,12 @@ class DownBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> OtherMap:
+        units = [*self.left, *self.right]
+        if self.halves and _engine_computes(self, units, x):
+            left, right = (tuple(each.unit for each in branch) for branch in (self.left, self.right))
+            y, moments = blocks.down_block(x, left, right, self.right[0].relu, units[0].bn.epsilon)
+            _track(units, moments, [y, y, x, y, y])
+            return y
         return _shuffle_after(channel_concat(_chain(self.left, x), _chain(self.right, x)), self.shuffle, self.groups)
 
 

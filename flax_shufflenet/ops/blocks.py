@@ -217,24 +217,24 @@ basic_block.defvjp(_basic_forward, _basic_backward)
 # --- stride 2
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def down_block(
-    x: FeatureMap, left: tuple[Unit, Unit], right: tuple[Unit, Unit, Unit], stride: int, relu: bool, epsilon: float
+    x: FeatureMap, left: tuple[Unit, Unit], right: tuple[Unit, Unit, Unit], relu: bool, epsilon: float
 ) -> tuple[FeatureMap, tuple[Moments, ...]]:
     """A block whose two branches, of as many channels each, both read the whole map, with a shuffle in two groups after
-    it: depthwise with the stride and pointwise on the left; pointwise, depthwise with the stride and pointwise on the
-    right. ``relu`` says whether ReLUs follow the pointwise ones."""
-    return _down_forward(x, left, right, stride, relu, epsilon)[0]
+    it: depthwise and pointwise on the left; pointwise, depthwise and pointwise on the right, the depthwise ones of
+    stride 2. ``relu`` says whether ReLUs follow the pointwise ones."""
+    return _down_forward(x, left, right, relu, epsilon)[0]
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _down_forward(x, left, right, stride, relu, epsilon):
-    left_one, *moments = _run(_depthwise_unit, left[0], x, epsilon, relu=False, stride=stride)
+@partial(jax.jit, static_argnums=(3, 4))
+def _down_forward(x, left, right, relu, epsilon):
+    left_one, *moments = _run(_depthwise_unit, left[0], x, epsilon, relu=False, stride=2)
     left_two, *more = _run(_pointwise_unit, left[1], left_one, epsilon, relu=False, first=0)
     moments += more
     one, *more = _run(_pointwise_unit, right[0], x, epsilon, relu=False, first=0)
     moments += more
-    two, *more = _run(_depthwise_unit, right[1], one, epsilon, relu=relu, stride=stride)
+    two, *more = _run(_depthwise_unit, right[1], one, epsilon, relu=relu, stride=2)
     moments += more
     three, *more = _run(_pointwise_unit, right[2], two, epsilon, relu=False, first=0)
     moments += more
@@ -243,14 +243,14 @@ def _down_forward(x, left, right, stride, relu, epsilon):
     return (y, tuple(moments)), (x, left, right, (left_one, left_two), (one, two, three))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _down_backward(stride, relu, epsilon, residuals, cotangents):
+@partial(jax.jit, static_argnums=(0, 1))
+def _down_backward(relu, epsilon, residuals, cotangents):
     x, left, right, (left_one, left_two), (one, two, three) = residuals
     others = (*three.how, left_two.map, *left_two.how)
     found = _join_branches_gradient(cotangents[0], three.map, *others, left_relu=relu, right_relu=relu)
     of_left_two, of_three = Gradient(*found[:3]), Gradient(*found[3:])
     pointwise = partial(_differentiate, _pointwise_unit_gradient, relu=False, first=0)
-    depthwise = partial(_differentiate, _depthwise_unit_gradient, stride=stride)
+    depthwise = partial(_differentiate, _depthwise_unit_gradient, stride=2)
     of_left_one, dleft_two = pointwise(of_left_two, left_two, left[1], left_one)
     dx_left, dleft_one = depthwise(of_left_one, left_one, left[0], x, relu=False)
     of_two, dthree = pointwise(of_three, three, right[2], two)
