@@ -69,7 +69,7 @@ def _engine_computes(block: "BasicBlock | DownBlock", units: Sequence[ConvBN], x
     return as_in_the_paper and x.size > x.shape[-1] and blocks.applies(x, *(unit.unit.kernel for unit in units))
 
 
-def _track(units: Sequence[ConvBN], moments: Sequence[blocks.Moments], maps: Sequence[FeatureMap]) -> None:
+def _track(units: Sequence[ConvBN], moments: Sequence[blocks.Moments], maps: Sequence[jax.Array]) -> None:
     """``maps`` are of the sizes that the units' maps have."""
     for unit, (mean, var), of in zip(units, moments, maps, strict=True):
         unit.bn.track(mean, var, of.size // of.shape[-1])

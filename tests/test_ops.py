@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flax_shufflenet import kernels, ops
-from flax_shufflenet.ops import native
+from flax_shufflenet.ops import blocks, native
 
 pytestmark = [
     pytest.mark.usefixtures("unoptimised", "float64"),
@@ -77,6 +77,78 @@ def test_batch_norm_and_its_gradient_are_xlas(shape, relu) -> None:
     given = x, scale, bias, mean, inverse, dy, dmean, dvar
     expected = kernels._batch_norm_backward_by_xla(*given, relu=relu)
     check(kernels._engine_batch_norm_gradient(*given, relu=relu), expected)
+
+
+# Channels that fill no vector, one image, odd sides, more images than pieces.
+MAPS = [(2, 8, 8, 24), (3, 7, 5, 58), (17, 4, 4, 10), (1, 1, 3, 116), (2, 3, 3, 1)]
+
+
+def normalisation(channels: int, seed: int) -> tuple[jax.Array, ...]:
+    mean, inverse, scale, bias = (random(channels, seed=seed + i) for i in range(4))
+    return mean, inverse + 3, scale + 2, bias
+
+
+def gradient_of(z: jax.Array) -> tuple[jax.Array, ...]:
+    """Of a normalised map: the gradient, the map, its mean, inverse deviation and scale, and the gradient's two sums."""
+    return random(*z.shape, seed=20), z, *(random(z.shape[-1], seed=21 + i) for i in range(5))
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("read", ["plain", "normalised", "rectified"])
+def test_pointwise_units_are_xlas(shape, read) -> None:
+    *_, depth = shape
+    x, kernel = random(*shape), random(1, 1, depth, depth + 5, seed=1)
+    how = () if read == "plain" else normalisation(depth, seed=2)
+    options = {"relu": read == "rectified", "first": 0}
+    expected = blocks._pointwise(x, kernel, *how, epsilon=1e-5, **options)
+    check(blocks._pointwise_unit(x, kernel, *how, epsilon=1e-5, **options), expected)
+    arrays = (*gradient_of(expected[0]), x, kernel, *how)
+    expected = blocks._pointwise_gradient(*arrays, **options, add=False)
+    check(blocks._pointwise_unit_gradient(*arrays, **options, add=False), expected)
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("add", [False, True])
+def test_pointwise_units_of_some_channels_are_xlas(shape, add) -> None:
+    n, h, w, depth = shape
+    x, kernel, others = random(n, h, w, depth + 3), random(1, 1, depth, 7, seed=1), random(n, h, w, depth + 3, seed=2)
+    options = {"relu": False, "first": 3}
+    expected = blocks._pointwise(x, kernel, epsilon=1e-5, **options)
+    check(blocks._pointwise_unit(x, kernel, epsilon=1e-5, **options), expected)
+    arrays = (*gradient_of(expected[0]), x, kernel, others)
+    expected = blocks._pointwise_gradient(*arrays, **options, add=add)
+    check(blocks._pointwise_unit_gradient(*arrays, **options, add=add), expected)
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("read", ["plain", "normalised", "rectified"])
+def test_depthwise_units_are_xlas(shape, side, stride, read) -> None:
+    *_, channels = shape
+    x, kernel = random(*shape), random(side, side, 1, channels, seed=1)
+    how = () if read == "plain" else normalisation(channels, seed=2)
+    options = {"relu": read == "rectified", "stride": stride}
+    expected = blocks._depthwise(x, kernel, *how, epsilon=1e-5, **options)
+    check(blocks._depthwise_unit(x, kernel, *how, epsilon=1e-5, **options), expected)
+    arrays = (*gradient_of(expected[0]), x, kernel, *how)
+    check(blocks._depthwise_unit_gradient(*arrays, **options), blocks._depthwise_gradient(*arrays, **options))
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("relu", [False, True])
+def test_joins_are_xlas(shape, relu) -> None:
+    n, h, w, channels = shape
+    right, of_right, of_left = random(*shape), normalisation(channels, seed=1), normalisation(channels, seed=5)
+    dy = random(n, h, w, 2 * channels, seed=9)
+    for left, how in ((random(n, h, w, 2 * channels, seed=8), ()), (random(*shape, seed=8), of_left)):
+        options = {"left_relu": relu, "right_relu": not relu}
+        arrays = (left, right, *of_right, *how)
+        check(blocks._join_branches(*arrays, **options), blocks._join(*arrays, **options))
+        arrays = (dy, right, *of_right, *((left, *how) if how else ()))
+        found = blocks._join_branches_gradient(*arrays, **options)
+        expected = blocks._join_gradient(*arrays, **options)
+        # The other half of the channels is not there yet.
+        check([found[0][..., :channels], *found[1:]], [expected[0][..., :channels], *expected[1:]])
 
 
 def test_the_variance_is_exact_at_any_mean() -> None:

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from flax_shufflenet.ops import native as engine
 
 FeatureMap = Float[Array, "n h w c"]
+OtherMap = Float[Array, "n oh ow oc"]
+"""A map whose height, width and channels may differ from the input's."""
 Channels = Float[Array, " c"]
 
 
@@ -75,7 +77,7 @@ def _read(x: FeatureMap, how: Sequence[Channels], *, relu: bool) -> FeatureMap:
     return jax.nn.relu(y) if relu else y
 
 
-def _convolution(x: FeatureMap, kernel: Array, stride: int) -> FeatureMap:
+def _convolution(x: FeatureMap, kernel: Array, stride: int) -> OtherMap:
     pad = ((kernel.shape[0] - 1) // 2,) * 2
     groups = x.shape[-1] // kernel.shape[2]
     layout = ("NHWC", "HWIO", "NHWC")
@@ -121,14 +123,15 @@ def _convolution_gradient(of_output, x, kernel, how, *, relu, stride):
     return [dx, dkernel, *sums]
 
 
-def _pointwise_gradient(*arrays, relu, first):
+def _pointwise_gradient(*arrays, relu, first, add):
     of_output, x, kernel, rest = arrays[:7], arrays[7], arrays[8], arrays[9:]
     if len(rest) != 1:
         return _convolution_gradient(of_output, x, kernel, rest, relu=relu, stride=1)
-    # Among the channels of a map that has the other channels' gradient already.
+    # Into the channels of a map that has the other channels' gradient, or another branch's, already.
     channels = slice(first, first + kernel.shape[2])
     dx, dkernel = _convolution_gradient(of_output, x[..., channels], kernel, (), relu=False, stride=1)
-    return [rest[0].at[..., channels].set(dx), dkernel]
+    there = rest[0].at[..., channels]
+    return [there.add(dx) if add else there.set(dx), dkernel]
 
 
 def _depthwise_gradient(*arrays, relu, stride):
@@ -204,10 +207,10 @@ def _basic_backward(epsilon, residuals, cotangents):
     x, (first, depthwise, last), (one, two, three) = residuals
     dx, *of_three = _join_branches_gradient(cotangents[0], three.map, *three.how, left_relu=False, right_relu=True)
     of_three = Gradient(*of_three)
-    of_two, dlast = _differentiate(_pointwise_unit_gradient, of_three, three, last, two, relu=False, first=0)
+    of_two, dlast = _differentiate(_pointwise_unit_gradient, of_three, three, last, two, relu=False, first=0, add=False)
     of_one, ddepthwise = _differentiate(_depthwise_unit_gradient, of_two, two, depthwise, one, relu=True, stride=1)
     half = x.shape[-1] // 2
-    dx, dfirst = _differentiate(_pointwise_unit_gradient, of_one, one, first, x, dx, relu=False, first=half)
+    dx, dfirst = _differentiate(_pointwise_unit_gradient, of_one, one, first, x, dx, relu=False, first=half, add=False)
     return dx, (dfirst, ddepthwise, dlast)
 
 
@@ -220,7 +223,7 @@ basic_block.defvjp(_basic_forward, _basic_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def down_block(
     x: FeatureMap, left: tuple[Unit, Unit], right: tuple[Unit, Unit, Unit], relu: bool, epsilon: float
-) -> tuple[FeatureMap, tuple[Moments, ...]]:
+) -> tuple[OtherMap, tuple[Moments, ...]]:
     """A block whose two branches, of as many channels each, both read the whole map, with a shuffle in two groups after
     it: depthwise and pointwise on the left; pointwise, depthwise and pointwise on the right, the depthwise ones of
     stride 2. ``relu`` says whether ReLUs follow the pointwise ones."""
@@ -251,12 +254,12 @@ def _down_backward(relu, epsilon, residuals, cotangents):
     of_left_two, of_three = Gradient(*found[:3]), Gradient(*found[3:])
     pointwise = partial(_differentiate, _pointwise_unit_gradient, relu=False, first=0)
     depthwise = partial(_differentiate, _depthwise_unit_gradient, stride=2)
-    of_left_one, dleft_two = pointwise(of_left_two, left_two, left[1], left_one)
-    dx_left, dleft_one = depthwise(of_left_one, left_one, left[0], x, relu=False)
-    of_two, dthree = pointwise(of_three, three, right[2], two)
+    of_left_one, dleft_two = pointwise(of_left_two, left_two, left[1], left_one, add=False)
+    dx, dleft_one = depthwise(of_left_one, left_one, left[0], x, relu=False)
+    of_two, dthree = pointwise(of_three, three, right[2], two, add=False)
     of_one, dtwo = depthwise(of_two, two, right[1], one, relu=relu)
-    dx_right, done = pointwise(of_one, one, right[0], x)
-    return dx_left + dx_right, (dleft_one, dleft_two), (done, dtwo, dthree)
+    dx, done = pointwise(of_one, one, right[0], x, dx, add=True)
+    return dx, (dleft_one, dleft_two), (done, dtwo, dthree)
 
 
 down_block.defvjp(_down_forward, _down_backward)

@@ -15,7 +15,7 @@ struct Rows {
       together = fills;
       while (together * channels < 128) together *= 2;
     }
-    const Index wanted = count * channels < 16384 ? 1 : kPieces;
+    const Index wanted = pieces_for(count * channels);
     of_a_piece = (count + wanted - 1) / wanted;
     of_a_piece = (of_a_piece + together - 1) / together * together;
     pieces = static_cast<int>((count + of_a_piece - 1) / of_a_piece);

@@ -9,7 +9,7 @@ struct Image {
   Index pad() const { return (side - 1) / 2; }
   Index in_size() const { return height * width * channels; }
   Index out_size() const { return out_height * out_width * channels; }
-  int pieces() const { return static_cast<int>(std::min(count, kPieces)); }
+  int pieces() const { return pieces_for(count * std::max(in_size(), out_size()), count); }
   Index begin(int piece) const { return count * piece / pieces(); }
 };
 
@@ -31,6 +31,11 @@ struct Padded {
     starts = std::move(runs);
   }
   void fill(const Image& image, const T* x, Index channels, Slot slot) {
+    fill(image, x, channels, slot, [](const T* from, T* to, Index length) { std::memcpy(to, from, length * sizeof(T)); });
+  }
+  // `row_of(from, to, length)` makes each row of the image.
+  template <class F>
+  void fill(const Image& image, const T* x, Index channels, Slot slot, F&& row_of) {
     const Index pad = image.pad(), rows = image.height + 2 * pad, stride = image.stride;
     T* p = scratch<T>(rows * row, slot);
     values = p;
@@ -41,11 +46,14 @@ struct Padded {
       const T* from = x + h * image.width * channels;
       if (stride == 1) {
         std::fill(to, to + pad * channels, T{0});
-        std::memcpy(to + pad * channels, from, image.width * channels * sizeof(T));
+        row_of(from, to + pad * channels, image.width * channels);
         std::fill(to + (pad + image.width) * channels, to + row, T{0});
         continue;
       }
       std::fill(to, to + row, T{0});
+      T* made = scratch<T>(image.width * channels, kRun);
+      row_of(from, made, image.width * channels);
+      from = made;
       for (Index w = 0; w < image.width; w++) {
         const Index q = w + pad;
         std::memcpy(to + (starts[q % stride] + q / stride) * channels, from + w * channels, channels * sizeof(T));

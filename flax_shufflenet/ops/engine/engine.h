@@ -73,7 +73,7 @@ struct Vector {
 };
 
 // Whose scratch memory is whose: what is in use at the same time has slots of its own.
-enum Slot { kConstants, kRun, kInput, kGradient, kPadded, kOther, kSlots };
+enum Slot { kConstants, kRun, kInput, kGradient, kPadded, kKernel, kOfAllPieces, kSlots };
 
 // A thread's own memory, kept from call to call: `count` values, and a vector more that may be read but means nothing.
 template <class T>
@@ -118,7 +118,11 @@ void parallel(ffi::ThreadPool& pool, int count, F&& f) {
 }
 
 // Work is cut by its size alone, never by the number of threads: sums are the same on any number.
-constexpr Index kPieces = 16;
+constexpr Index kMostPieces = 16, kValuesOfAPiece = 4096;
+
+inline int pieces_for(Index values, Index most = kMostPieces) {
+  return static_cast<int>(std::clamp<Index>(values / kValuesOfAPiece, 1, std::min(most, kMostPieces)));
+}
 
 inline ffi::Error refuse(const std::string& why) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "flax_shufflenet engine: " + why);

@@ -17,8 +17,28 @@ template <class T>
 struct Normalisation {
   const T *mean, *inverse, *scale, *bias;
   bool relu;
-  std::vector<T> factor;
+  std::vector<T> factor, repeated;  // mean, factor and bias, over as many pixels as fill whole vectors
+  Index length;
 
+  void repeat_vectors(Index channels) {
+    length = std::lcm(channels, Vector<T>::lanes);
+    repeated.resize(3 * length);
+    const T* vectors[] = {mean, factor.data(), bias};
+    for (int i = 0; i < 3; i++) repeat(&repeated[i * length], vectors[i], channels, length / channels);
+  }
+  // `count` values from the first channel of a pixel on, few enough for the first cache.
+  void row(const T* x, T* y, Index count) const {
+    using V = Vector<T>;
+    const typename V::type zero{};
+    for (Index j = 0; j < std::min(length, count); j += V::lanes) {
+      const typename V::type means = V::load(&repeated[j]), factors = V::load(&repeated[length + j]),
+                             biases = V::load(&repeated[2 * length + j]);
+      for (Index f = j; f < count; f += length) {
+        const typename V::type value = (V::load(x + f, count - f) - means) * factors + biases;
+        V::store(y + f, relu ? (value < zero ? zero : value) : value, count - f);  // a NaN stays one
+      }
+    }
+  }
   void rows(const T* x, T* y, Index count, const Rows& as) const {
     (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x, y, count, as.channels, as.together, mean,
                                                                 factor.data(), bias);
@@ -43,8 +63,9 @@ template <class T>
 Normalisation<T> normalisation(const ffi::RemainingArgs& arguments, size_t first, Index channels, bool relu) {
   const T* vectors[4];
   for (size_t i = 0; i < 4; i++) vectors[i] = data<T>(*arguments.get<ffi::AnyBuffer>(first + i));
-  Normalisation<T> result{vectors[0], vectors[1], vectors[2], vectors[3], relu, std::vector<T>(channels)};
+  Normalisation<T> result{vectors[0], vectors[1], vectors[2], vectors[3], relu, std::vector<T>(channels), {}, 0};
   for (Index c = 0; c < channels; c++) result.factor[c] = result.scale[c] * result.inverse[c];
+  result.repeat_vectors(channels);
   return result;
 }
 
@@ -120,25 +141,28 @@ ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T*
 
 template <class T>
 ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size, const Gradient<T>& gradient,
-                                   const T* x, const Input<T>& input, const T* kernel, T* dx, T* dkernel, T* sums,
-                                   T* products) {
+                                   const T* x, const Input<T>& input, const T* kernel, bool add, T* dx,
+                                   T* dkernel, T* sums, T* products) {
   constexpr Index most_values = 1 << 21;  // that the pieces' kernel gradients take together
   constexpr Index most_rows = 512;        // that are added up before double takes over
   const Packed<T> transposed(kernel, size.depth, size.outputs, true);
   const Rows in(size.rows, size.depth), out(size.rows, size.outputs);
   const Index row = up_to_whole_vectors<T>(size.outputs), values = size.depth * row;
   const int pieces = static_cast<int>(std::clamp<Index>(most_values / values, 1, out.pieces));
-  std::vector<double> kernels(pieces * values), own_sums(pieces * 2 * size.depth);
+  double* kernels = scratch<double>(pieces * values, kOfAllPieces);
+  std::vector<double> own_sums(pieces * 2 * size.depth);
   parallel(pool, pieces, [&](int i) {
     const Index begin = out.begin(out.pieces * i / pieces), last = out.pieces * (i + 1) / pieces - 1;
     const Index end = out.begin(last) + out.in_piece(last);
     T* gradients = scratch<T>(size.block() * size.outputs, kGradient);
-    T* of_kernel = scratch<T>(values, kOther);
-    std::fill(of_kernel, of_kernel + values, T{0});
-    Index added = 0;
+    T* of_kernel = scratch<T>(values, kKernel);
+    double* own_kernel = kernels + i * values;
+    Index added = 0, flushed = 0;
     const auto flush = [&] {
-      for (Index j = 0; j < values; j++) kernels[i * values + j] += static_cast<double>(of_kernel[j]);
-      std::fill(of_kernel, of_kernel + values, T{0});
+      if (flushed++)
+        for (Index j = 0; j < values; j++) own_kernel[j] += static_cast<double>(of_kernel[j]);
+      else
+        for (Index j = 0; j < values; j++) own_kernel[j] = static_cast<double>(of_kernel[j]);
       added = 0;
     };
     for (Index r = begin; r < end; r += size.block()) {
@@ -151,21 +175,19 @@ ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size,
         left = {normalised, 1, size.depth};
       }
       if (added + count > most_rows) flush();
-      product(size.depth, size.outputs, left, gradients, size.outputs, count, of_kernel, row, true);
+      product(size.depth, size.outputs, left, gradients, size.outputs, count, of_kernel, row, added > 0);
       added += count;
       T* to = dx + r * size.channels + size.first;
       product(count, size.depth, Left<T>{gradients, size.outputs, 1}, transposed.values.data(), transposed.row,
-              size.outputs, to, size.channels, false);
+              size.outputs, to, size.channels, add);
       if (input) input->pass(x + r * size.depth, to, count, in, &own_sums[i * 2 * size.depth]);
     }
     flush();
   });
+  for (int i = 1; i < pieces; i++)
+    for (Index j = 0; j < values; j++) kernels[j] += kernels[i * values + j];
   for (Index d = 0; d < size.depth; d++)
-    for (Index o = 0; o < size.outputs; o++) {
-      double sum = 0;
-      for (int i = 0; i < pieces; i++) sum += kernels[i * values + d * row + o];
-      dkernel[d * size.outputs + o] = static_cast<T>(sum);
-    }
+    for (Index o = 0; o < size.outputs; o++) dkernel[d * size.outputs + o] = static_cast<T>(kernels[d * row + o]);
   if (input) {
     std::vector<T> both(2 * size.depth);
     add_up(own_sums, pieces, 2 * size.depth, both.data());
@@ -178,22 +200,22 @@ ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size,
 // --- depthwise
 
 template <class T>
+void fill_normalised(Padded<T>& padded, const Image& image, const T* x, const Input<T>& input) {
+  if (!input) return padded.fill(image, x, image.channels, kPadded);
+  padded.fill(image, x, image.channels, kPadded,
+              [&](const T* from, T* to, Index length) { input->row(from, to, length); });
+}
+
+template <class T>
 ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x, const Input<T>& input,
                           const T* kernel, double epsilon, T* z, T* mean, T* var, T* inverse) {
   const Taps<T> taps(kernel, image, false);
-  const Index pixels = image.height * image.width;
-  const Rows in(pixels, image.channels), out(image.out_height * image.out_width, image.channels);
+  const Rows out(image.out_height * image.out_width, image.channels);
   std::vector<Moments> parts(image.pieces(), Moments(image.channels));
   parallel(pool, image.pieces(), [&](int i) {
     Padded<T> padded(image, image.channels);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      const T* from = x + n * image.in_size();
-      if (input) {
-        T* normalised = scratch<T>(image.in_size(), kInput);
-        input->rows(from, normalised, pixels, in);
-        from = normalised;
-      }
-      padded.fill(image, from, image.channels, kPadded);
+      fill_normalised(padded, image, x + n * image.in_size(), input);
       T* to = z + n * image.out_size();
       (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
       add_rows(parts[i], to, out.count, image.channels, out.together);
@@ -215,16 +237,11 @@ ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, co
     Padded<T> padded(image, channels);
     std::vector<double> own(count * length);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      const T *map = x + n * image.in_size(), *from = map;
+      const T* map = x + n * image.in_size();
       T* to = dx + n * image.in_size();
       T* gradients = scratch<T>(image.out_size(), kGradient);
       gradient.rows(gradients, n * out.count, out.count, out);
-      if (input) {
-        T* normalised = scratch<T>(image.in_size(), kInput);
-        input->rows(map, normalised, in.count, in);
-        from = normalised;
-      }
-      padded.fill(image, from, channels, kPadded);
+      fill_normalised(padded, image, map, input);
       add_all_taps(image, padded, gradients, length, own.data());
       if (image.stride == 1) {
         padded.fill(image, gradients, channels, kPadded);
@@ -344,13 +361,14 @@ T* outcome(const ffi::RemainingRets& outcomes, size_t index) {
   return outcomes.size() ? reinterpret_cast<T*>((*outcomes.get<ffi::AnyBuffer>(index))->untyped_data()) : nullptr;
 }
 
-// `input` is what x is normalised with, or nothing, or a map like x that gets the gradient among its own channels.
+// `input` is what x is normalised with, or nothing, or a map like x, in whose place the outcome comes: the gradient is
+// written to its own channels or, if `add`, added to them.
 inline ffi::Error PointwiseUnitGradient(ffi::ThreadPool pool, ffi::AnyBuffer values, ffi::AnyBuffer z,
                                         ffi::AnyBuffer mean, ffi::AnyBuffer inverse, ffi::AnyBuffer scale,
                                         ffi::AnyBuffer sums, ffi::AnyBuffer products, ffi::AnyBuffer x,
                                         ffi::AnyBuffer kernel, ffi::RemainingArgs input, ffi::Result<ffi::AnyBuffer> dx,
                                         ffi::Result<ffi::AnyBuffer> dkernel, ffi::RemainingRets outcomes, bool relu,
-                                        int64_t first) {
+                                        int64_t first, bool add) {
   const auto type = x.element_type();
   const GradientBuffers gradient{values, z, mean, inverse, scale, sums, products};
   Pointwise size;
@@ -360,15 +378,15 @@ inline ffi::Error PointwiseUnitGradient(ffi::ThreadPool pool, ffi::AnyBuffer val
     return refuse(kPointwiseShapes);
   const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, type, size.depth);
   const bool into = input.size() == 1 && input.get<ffi::AnyBuffer>(0)->untyped_data() == dx->untyped_data();
-  if (!(normalised || into || (input.size() == 0 && size.depth == size.channels)) ||
+  if (!(normalised || into || (input.size() == 0 && size.depth == size.channels)) || (add && !into) ||
       !are_sums(outcomes, normalised, type, size.depth))
     return refuse(kUnitVectors);
   return for_type(type, [&](auto zero) {
     using T = decltype(zero);
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, size.depth, relu);
-    return pointwise_unit_gradient<T>(pool, size, gradient.of<T>(), data<T>(x), how, data<T>(kernel), data<T>(dx),
-                                      data<T>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
+    return pointwise_unit_gradient<T>(pool, size, gradient.of<T>(), data<T>(x), how, data<T>(kernel), add,
+                                      data<T>(dx), data<T>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
   });
 }
 

@@ -1,10 +1,14 @@
-// The handlers that XLA calls, and what the library says about itself. Built once for each instruction set.
+// The handlers that XLA calls, and what the library says about itself.
+#pragma once
 #include "shuffle.h"
 #include "stem.h"
 
 using xla::ffi::AnyBuffer;
 using xla::ffi::Ffi;
 using xla::ffi::ThreadPool;
+
+// All else is hidden: static variables of templates would be one and the same in all builds that are loaded.
+#pragma GCC visibility push(default)
 
 #define BIND() Ffi::Bind().Ctx<ThreadPool>()
 
@@ -34,7 +38,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_unit_gradient, engine::PointwiseUnitGrad
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
                                   .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
                                   .Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>().Ret<AnyBuffer>().RemainingRets()
-                                  .Attr<bool>("relu").Attr<int64_t>("first"));
+                                  .Attr<bool>("relu").Attr<int64_t>("first").Attr<bool>("add"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_unit, engine::DepthwiseUnit,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs()
                                   .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
@@ -51,10 +55,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(join_gradient, engine::JoinGradient,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>().RemainingRets()
                                   .Attr<bool>("left_relu").Attr<bool>("right_relu"));
 
-extern "C" __attribute__((visibility("default"))) const char* engine_sources() { return ENGINE_SOURCES; }
+extern "C" const char* engine_sources() { return ENGINE_SOURCES; }
 
 // The best of the instruction sets that there are builds for.
-extern "C" __attribute__((visibility("default"))) const char* engine_instructions() {
+extern "C" const char* engine_instructions() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -65,3 +69,5 @@ extern "C" __attribute__((visibility("default"))) const char* engine_instruction
 #endif
   return "baseline";
 }
+
+#pragma GCC visibility pop

@@ -1,0 +1,2 @@
+// The engine for any processor of the architecture.
+#include "handlers.h"
