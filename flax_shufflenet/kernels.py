@@ -21,6 +21,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.rounding import inverse_std
 
 Images = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw cin cout"]
@@ -432,19 +433,6 @@ def batch_norm(
     """
     y, mean, var, _ = _normalise(x, scale, bias, epsilon, relu)
     return y, mean, var
-
-
-def inverse_std(var: Float[Array, " c"], epsilon: float) -> Float[Array, " c"]:
-    """``1 / sqrt(var + epsilon)``, to the last bit or two.
-
-    XLA's own rsqrt is an approximation on CPU (and replaces a written-out root). Its error is one and the same
-    for all values of a channel, so it does not average out as rounding does, and it alone makes the net's
-    float32 error twice PyTorch's. One step of Newton's method removes it.
-    """
-    var = var + epsilon
-    estimate = lax.rsqrt(var)
-    # "1 - product" in this form, so that it becomes one multiply-add, which rounds once.
-    return estimate + estimate * (0.5 * (1 - var * estimate * estimate))
 
 
 @partial(jax.jit, static_argnums=(3, 4))

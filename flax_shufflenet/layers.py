@@ -7,7 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_shufflenet import initializers, kernels
-from flax_shufflenet.ops import blocks
+from flax_shufflenet.ops.rounding import inverse_std
+from flax_shufflenet.ops.units import Unit
 
 
 class Conv(nnx.Module):
@@ -71,7 +72,7 @@ class BatchNorm(nnx.Module):
         if not self.use_running_average:
             return self._normalise_by_batch(x, relu=False)
         scale, bias = self.scale[...], self.bias[...]
-        factor = scale * kernels.inverse_std(self.var[...], self.epsilon)
+        factor = scale * inverse_std(self.var[...], self.epsilon)
         return ((x.astype(scale.dtype) - self.mean[...]) * factor + bias).astype(x.dtype)
 
     def with_relu(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -149,12 +150,15 @@ class ConvBN(nnx.Module):
 
     @property
     def is_plain(self) -> bool:
-        """In train mode, without the bias and the slope that some architectures have."""
-        return self.conv.bias is None and not self.negative_slope and not self.bn.use_running_average
+        """Without the bias and the slope that some architectures have."""
+        return self.conv.bias is None and not self.negative_slope
 
     @property
-    def unit(self) -> blocks.Unit:
-        return blocks.Unit(self.conv.kernel[...].astype(self.conv.dtype), self.bn.scale[...], self.bn.bias[...])
+    def unit(self) -> Unit:
+        """What it computes with; in eval mode, with its running statistics."""
+        bn = self.bn
+        running = (bn.mean[...], bn.var[...]) if bn.use_running_average else (None, None)
+        return Unit(self.conv.kernel[...].astype(self.conv.dtype), bn.scale[...], bn.bias[...], *running)
 
 
 class Linear(nnx.Module):

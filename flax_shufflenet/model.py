@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear
 from flax_shufflenet.ops import blocks
+from flax_shufflenet.ops.units import Moments
 
 FeatureMap = Float[Array, "n h w c"]
 OtherMap = Float[Array, "n oh ow oc"]
@@ -64,15 +65,16 @@ def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
 
 
 def _engine_computes(block: "BasicBlock | DownBlock", units: Sequence[ConvBN], x: FeatureMap) -> bool:
-    """Whether the CPU engine has what this block does: halves, shuffled in two groups after it, in train mode."""
+    """Whether the CPU engine has what this block does: halves, shuffled in two groups after it."""
     as_in_the_paper = block.groups == 2 and block.shuffle == "after" and all(unit.is_plain for unit in units)
-    return as_in_the_paper and x.size > x.shape[-1] and blocks.applies(x, *(unit.unit.kernel for unit in units))
+    return as_in_the_paper and blocks.applies(x, *(each for unit in units for each in unit.unit if each is not None))
 
 
-def _track(units: Sequence[ConvBN], moments: Sequence[blocks.Moments], maps: Sequence[jax.Array]) -> None:
+def _track(units: Sequence[ConvBN], moments: Sequence[Moments], maps: Sequence[jax.Array]) -> None:
     """``maps`` are of the sizes that the units' maps have."""
     for unit, (mean, var), of in zip(units, moments, maps, strict=True):
-        unit.bn.track(mean, var, of.size // of.shape[-1])
+        if not unit.bn.use_running_average:
+            unit.bn.track(mean, var, of.size // of.shape[-1])
 
 
 class BasicBlock(nnx.Module):
@@ -93,7 +95,8 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         if 2 * self.passed == x.shape[-1] and _engine_computes(self, self.branch, x):
-            y, moments = blocks.basic_block(x, tuple(each.unit for each in self.branch), self.branch[0].bn.epsilon)
+            found = blocks.basic_block(x, tuple(each.unit for each in self.branch), self.branch[0].bn.epsilon)
+            y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
             _track(self.branch, moments, [x, x, x])
             return y
         if self.shuffle == "before":
@@ -131,7 +134,8 @@ class DownBlock(nnx.Module):
         units = [*self.left, *self.right]
         if self.halves and _engine_computes(self, units, x):
             left, right = (tuple(each.unit for each in branch) for branch in (self.left, self.right))
-            y, moments = blocks.down_block(x, left, right, self.right[0].relu, units[0].bn.epsilon)
+            found = blocks.down_block(x, left, right, self.right[0].relu, units[0].bn.epsilon)
+            y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
             _track(units, moments, [y, y, x, y, y])
             return y
         return _shuffle_after(channel_concat(_chain(self.left, x), _chain(self.right, x)), self.shuffle, self.groups)
@@ -175,9 +179,9 @@ class ShuffleNetV2(nnx.Module):
         )
         self.stages = nnx.List()
         width = architecture.stem_width
-        for stage_width, blocks in zip(architecture.stage_widths, architecture.stage_blocks, strict=True):
+        for stage_width, count in zip(architecture.stage_widths, architecture.stage_blocks, strict=True):
             down = DownBlock(width, stage_width, architecture, **options)
-            basics = [BasicBlock(stage_width, architecture, **options) for _ in range(blocks)]
+            basics = [BasicBlock(stage_width, architecture, **options) for _ in range(count)]
             self.stages.append(nnx.List([down, *basics]))
             width = stage_width
         if architecture.last_width:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flax_shufflenet import kernels, ops
-from flax_shufflenet.ops import blocks, native
+from flax_shufflenet.ops import native, units
 
 pytestmark = [
     pytest.mark.usefixtures("unoptimised", "float64"),
@@ -89,7 +89,7 @@ def normalisation(channels: int, seed: int) -> tuple[jax.Array, ...]:
 
 
 def gradient_of(z: jax.Array) -> tuple[jax.Array, ...]:
-    """Of a normalised map: the gradient, the map, its mean, inverse deviation and scale, and the gradient's two sums."""
+    """Of a normalised map: gradient, map, mean, inverse deviation and scale, and the gradient's two sums."""
     return random(*z.shape, seed=20), z, *(random(z.shape[-1], seed=21 + i) for i in range(5))
 
 
@@ -100,11 +100,11 @@ def test_pointwise_units_are_xlas(shape, read) -> None:
     x, kernel = random(*shape), random(1, 1, depth, depth + 5, seed=1)
     how = () if read == "plain" else normalisation(depth, seed=2)
     options = {"relu": read == "rectified", "first": 0}
-    expected = blocks._pointwise(x, kernel, *how, epsilon=1e-5, **options)
-    check(blocks._pointwise_unit(x, kernel, *how, epsilon=1e-5, **options), expected)
+    expected = units._pointwise(x, kernel, *how, epsilon=1e-5, measure=True, **options)
+    check(units.pointwise_unit(x, kernel, *how, epsilon=1e-5, measure=True, **options), expected)
     arrays = (*gradient_of(expected[0]), x, kernel, *how)
-    expected = blocks._pointwise_gradient(*arrays, **options, add=False)
-    check(blocks._pointwise_unit_gradient(*arrays, **options, add=False), expected)
+    expected = units._pointwise_gradient(*arrays, **options, add=False)
+    check(units.pointwise_unit_gradient(*arrays, **options, add=False), expected)
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -113,11 +113,11 @@ def test_pointwise_units_of_some_channels_are_xlas(shape, add) -> None:
     n, h, w, depth = shape
     x, kernel, others = random(n, h, w, depth + 3), random(1, 1, depth, 7, seed=1), random(n, h, w, depth + 3, seed=2)
     options = {"relu": False, "first": 3}
-    expected = blocks._pointwise(x, kernel, epsilon=1e-5, **options)
-    check(blocks._pointwise_unit(x, kernel, epsilon=1e-5, **options), expected)
+    expected = units._pointwise(x, kernel, epsilon=1e-5, measure=True, **options)
+    check(units.pointwise_unit(x, kernel, epsilon=1e-5, measure=True, **options), expected)
     arrays = (*gradient_of(expected[0]), x, kernel, others)
-    expected = blocks._pointwise_gradient(*arrays, **options, add=add)
-    check(blocks._pointwise_unit_gradient(*arrays, **options, add=add), expected)
+    expected = units._pointwise_gradient(*arrays, **options, add=add)
+    check(units.pointwise_unit_gradient(*arrays, **options, add=add), expected)
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -128,10 +128,10 @@ def test_depthwise_units_are_xlas(shape, side, stride, read) -> None:
     x, kernel = random(*shape), random(side, side, 1, channels, seed=1)
     how = () if read == "plain" else normalisation(channels, seed=2)
     options = {"relu": read == "rectified", "stride": stride}
-    expected = blocks._depthwise(x, kernel, *how, epsilon=1e-5, **options)
-    check(blocks._depthwise_unit(x, kernel, *how, epsilon=1e-5, **options), expected)
+    expected = units._depthwise(x, kernel, *how, epsilon=1e-5, measure=True, **options)
+    check(units.depthwise_unit(x, kernel, *how, epsilon=1e-5, measure=True, **options), expected)
     arrays = (*gradient_of(expected[0]), x, kernel, *how)
-    check(blocks._depthwise_unit_gradient(*arrays, **options), blocks._depthwise_gradient(*arrays, **options))
+    check(units.depthwise_unit_gradient(*arrays, **options), units._depthwise_gradient(*arrays, **options))
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -143,10 +143,10 @@ def test_joins_are_xlas(shape, relu) -> None:
     for left, how in ((random(n, h, w, 2 * channels, seed=8), ()), (random(*shape, seed=8), of_left)):
         options = {"left_relu": relu, "right_relu": not relu}
         arrays = (left, right, *of_right, *how)
-        check(blocks._join_branches(*arrays, **options), blocks._join(*arrays, **options))
+        check(units.join_branches(*arrays, **options), units._join(*arrays, **options))
         arrays = (dy, right, *of_right, *((left, *how) if how else ()))
-        found = blocks._join_branches_gradient(*arrays, **options)
-        expected = blocks._join_gradient(*arrays, **options)
+        found = units.join_branches_gradient(*arrays, **options)
+        expected = units._join_gradient(*arrays, **options)
         # The other half of the channels is not there yet.
         check([found[0][..., :channels], *found[1:]], [expected[0][..., :channels], *expected[1:]])
 

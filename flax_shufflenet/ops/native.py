@@ -99,6 +99,7 @@ def _target(name: str) -> str:
 _call = Primitive("flax_shufflenet_engine")
 _call.multiple_results = True
 _references: dict[str, Callable[..., Sequence[Array]]] = {}
+_in_place: dict[str, int] = {}
 
 
 def applies(*arrays: Array) -> bool:
@@ -111,13 +112,18 @@ def applies(*arrays: Array) -> bool:
     return known and jax.sharding.get_abstract_mesh().empty and info().engine
 
 
-def operation(name: str, reference: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
+def operation(
+    name: str, reference: Callable[..., Sequence[Array]], *, in_place: int | None = None
+) -> Callable[..., Sequence[Array]]:
     """A function of arrays, and of options by keyword, that one of the engine's handlers computes on CPU.
 
     ``reference`` computes the same in JAX, as a tuple or list of arrays. It is what all other platforms get, several
-    devices at once, exported programs (which so run where this package is not), and derivatives.
+    devices at once, exported programs (which so run where this package is not), and derivatives. The first outcome
+    comes in the place of the array of number ``in_place``, where that is the last one.
     """
     _references[name] = reference
+    if in_place is not None:
+        _in_place[name] = in_place
 
     def call(*arrays: Array, **options) -> Sequence[Array]:
         return _call.bind(*arrays, name=name, options=tuple(sorted(options.items())))
@@ -154,8 +160,8 @@ def _lower_to_engine(context, *arrays, name, options):
     module = context.module_context
     if module.lowering_parameters.for_export or getattr(module.axis_context, "num_devices", 0) != 1:
         return _lower_reference(context, *arrays, name=name, options=options)
-    # A map that is only partly there yet is completed in its place.
-    aliases = {9: 0} if name == "pointwise_unit_gradient" and len(arrays) == 10 else None
+    last = len(arrays) - 1
+    aliases = {last: 0} if _in_place.get(name) == last else None
     lower = jax.ffi.ffi_lowering(_target(name), operand_output_aliases=aliases)
     return lower(context, *arrays, **{key: _attribute(value) for key, value in options})
 

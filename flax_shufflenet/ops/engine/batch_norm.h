@@ -134,10 +134,14 @@ void normalise_rows(const T* x, T* y, Index rows, Index channels, Index together
   if (r < rows) normalise_rows<relu>(x + r * channels, y + r * channels, rows - r, channels, 1, mean, factor, bias);
 }
 
-// The statistics of all pieces.
+// The statistics of all pieces; zeros where nothing was measured.
 template <class T>
-void finish(const std::vector<Moments>& parts, double epsilon, T* mean, T* var, T* inverse) {
+void finish(const std::vector<Moments>& parts, double epsilon, bool measured, T* mean, T* var, T* inverse) {
   const Index channels = parts[0].mean.size();
+  if (!measured) {
+    for (T* vector : {mean, var, inverse}) std::fill(vector, vector + channels, T{0});
+    return;
+  }
   Moments all(channels);
   for (const Moments& part : parts) all.add(part.count, part.mean.data(), part.squares.data());
   for (Index c = 0; c < channels; c++) {
@@ -156,7 +160,7 @@ ffi::Error batch_norm(ffi::ThreadPool& pool, const T* x, const T* scale, const T
   parallel(pool, rows.pieces, [&](int i) {
     add_rows(parts[i], x + rows.begin(i) * channels, rows.in_piece(i), channels, rows.together);
   });
-  finish(parts, epsilon, mean, var, inverse);
+  finish(parts, epsilon, true, mean, var, inverse);
   std::vector<T> factor(channels);
   for (Index c = 0; c < channels; c++) factor[c] = scale[c] * inverse[c];
   parallel(pool, rows.pieces, [&](int i) {

@@ -33,7 +33,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(stem_kernel_gradient, engine::StemKernelGradient,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_unit, engine::PointwiseUnit,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs()
                                   .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
-                                  .Attr<double>("epsilon").Attr<bool>("relu").Attr<int64_t>("first"));
+                                  .Attr<double>("epsilon").Attr<bool>("measure").Attr<bool>("relu")
+                                  .Attr<int64_t>("first"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_unit_gradient, engine::PointwiseUnitGradient,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
                                   .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
@@ -42,7 +43,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_unit_gradient, engine::PointwiseUnitGrad
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_unit, engine::DepthwiseUnit,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs()
                                   .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
-                                  .Attr<double>("epsilon").Attr<bool>("relu").Attr<int64_t>("stride"));
+                                  .Attr<double>("epsilon").Attr<bool>("measure").Attr<bool>("relu")
+                                  .Attr<int64_t>("stride"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_unit_gradient, engine::DepthwiseUnitGradient,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
                                   .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()

@@ -116,7 +116,8 @@ struct Pointwise {
 
 template <class T>
 ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T* x, const Input<T>& input,
-                          const T* kernel, double epsilon, T* z, T* mean, T* var, T* inverse) {
+                          const T* kernel, double epsilon, bool measure, T* z, T* mean, T* var,
+                          T* inverse) {
   const Packed<T> packed(kernel, size.depth, size.outputs, false);
   const Rows in(size.rows, size.depth), out(size.rows, size.outputs);
   std::vector<Moments> parts(out.pieces, Moments(size.outputs));
@@ -132,10 +133,10 @@ ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T*
       }
       product(count, size.outputs, left, packed.values.data(), packed.row, size.depth, z + r * size.outputs,
               size.outputs, false);
-      add_rows(parts[i], z + r * size.outputs, count, size.outputs, out.together);
+      if (measure) add_rows(parts[i], z + r * size.outputs, count, size.outputs, out.together);
     }
   });
-  finish(parts, epsilon, mean, var, inverse);
+  finish(parts, epsilon, measure, mean, var, inverse);
   return ffi::Error::Success();
 }
 
@@ -208,7 +209,8 @@ void fill_normalised(Padded<T>& padded, const Image& image, const T* x, const In
 
 template <class T>
 ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x, const Input<T>& input,
-                          const T* kernel, double epsilon, T* z, T* mean, T* var, T* inverse) {
+                          const T* kernel, double epsilon, bool measure, T* z, T* mean, T* var,
+                          T* inverse) {
   const Taps<T> taps(kernel, image, false);
   const Rows out(image.out_height * image.out_width, image.channels);
   std::vector<Moments> parts(image.pieces(), Moments(image.channels));
@@ -218,10 +220,10 @@ ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x,
       fill_normalised(padded, image, x + n * image.in_size(), input);
       T* to = z + n * image.out_size();
       (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
-      add_rows(parts[i], to, out.count, image.channels, out.together);
+      if (measure) add_rows(parts[i], to, out.count, image.channels, out.together);
     }
   });
-  finish(parts, epsilon, mean, var, inverse);
+  finish(parts, epsilon, measure, mean, var, inverse);
   return ffi::Error::Success();
 }
 
@@ -292,7 +294,7 @@ constexpr const char* kPointwiseShapes =
 inline ffi::Error PointwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs input,
                                 ffi::Result<ffi::AnyBuffer> z, ffi::Result<ffi::AnyBuffer> mean,
                                 ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse, double epsilon,
-                                bool relu, int64_t first) {
+                                bool measure, bool relu, int64_t first) {
   const auto type = x.element_type();
   Pointwise size;
   if (z->element_type() != type || !read_pointwise(size, x, kernel, z->dimensions(), first))
@@ -303,7 +305,7 @@ inline ffi::Error PointwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
     using T = decltype(zero);
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, size.depth, relu);
-    return pointwise_unit<T>(pool, size, data<T>(x), how, data<T>(kernel), epsilon, data<T>(z),
+    return pointwise_unit<T>(pool, size, data<T>(x), how, data<T>(kernel), epsilon, measure, data<T>(z),
                              data<T>(mean), data<T>(var), data<T>(inverse));
   });
 }
@@ -311,7 +313,7 @@ inline ffi::Error PointwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
 inline ffi::Error DepthwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs input,
                                 ffi::Result<ffi::AnyBuffer> z, ffi::Result<ffi::AnyBuffer> mean,
                                 ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse, double epsilon,
-                                bool relu, int64_t stride) {
+                                bool measure, bool relu, int64_t stride) {
   const auto type = x.element_type();
   Image image;
   if (!read_depthwise(image, x, kernel, *z, stride)) return refuse(kDepthwiseShapes);
@@ -321,7 +323,7 @@ inline ffi::Error DepthwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
     using T = decltype(zero);
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, image.channels, relu);
-    return depthwise_unit<T>(pool, image, data<T>(x), how, data<T>(kernel), epsilon, data<T>(z),
+    return depthwise_unit<T>(pool, image, data<T>(x), how, data<T>(kernel), epsilon, measure, data<T>(z),
                              data<T>(mean), data<T>(var), data<T>(inverse));
   });
 }

@@ -1,0 +1,190 @@
+"""Units of blocks as the CPU engine computes them, and the same in JAX.
+
+A unit is a convolution and the batch normalisation after it. Its map is kept as the convolution leaves it, and is
+normalised, and rectified, where the next unit reads it: between two units one map is written and one read, where layer
+by layer it would be three and four. Gradients go the same way: a unit's are those of its normalised map where the ReLU
+passes them, together with the two sums that the normalisation's own gradient needs.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.rounding import inverse_std
+
+FeatureMap = Float[Array, "n h w c"]
+OtherMap = Float[Array, "n oh ow oc"]
+"""A map whose height, width and channels may differ from the input's."""
+Channels = Float[Array, " c"]
+
+
+class Unit(NamedTuple):
+    """A unit's parameters: its HWIO kernel, and scale and bias of its batch normalisation; in eval mode, the statistics
+    that it normalises with, otherwise the batch's own."""
+
+    kernel: Float[Array, "kh kw cin c"]
+    scale: Channels
+    bias: Channels
+    mean: Channels | None
+    var: Channels | None
+
+
+class Moments(NamedTuple):
+    """The mean and biased variance of a batch, which gradients do not pass; none in eval mode."""
+
+    mean: Channels
+    var: Channels
+
+
+class Normalised(NamedTuple):
+    """A map that is normalised where it is read."""
+
+    map: FeatureMap
+    mean: Channels
+    inverse: Channels
+    """Over the standard deviation."""
+    scale: Channels
+    bias: Channels
+
+    @property
+    def how(self) -> tuple[Channels, Channels, Channels, Channels]:
+        return self.mean, self.inverse, self.scale, self.bias
+
+
+class Gradient(NamedTuple):
+    """Of a normalised map, where its ReLU passes it; its sum, and that of its products with the centred map."""
+
+    map: FeatureMap
+    sum: Channels
+    product: Channels
+
+
+# --- the operations, as the engine computes them, and in JAX
+
+
+def _read(x: FeatureMap, how: Sequence[Channels], *, relu: bool) -> FeatureMap:
+    if not how:
+        return x
+    mean, inverse, scale, bias = how
+    y = (x - mean) * (scale * inverse) + bias
+    return jax.nn.relu(y) if relu else y
+
+
+def _convolution(x: FeatureMap, kernel: Array, stride: int) -> OtherMap:
+    pad = (kernel.shape[0] - 1) // 2
+    groups = x.shape[-1] // kernel.shape[2]
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def _with_statistics(z: FeatureMap, epsilon: float, *, measure: bool) -> list[Array]:
+    if not measure:
+        return [z, *[jnp.zeros(z.shape[-1], z.dtype)] * 3]
+    mean, var = jnp.mean(z, (0, 1, 2)), jnp.var(z, (0, 1, 2))
+    return [z, mean, var, 1 / jnp.sqrt(var + epsilon)]
+
+
+def _pointwise(x, kernel, *how, epsilon, measure, relu, first):
+    x = x[..., first : first + kernel.shape[2]]
+    return _with_statistics(_convolution(_read(x, how, relu=relu), kernel, 1), epsilon, measure=measure)
+
+
+def _depthwise(x, kernel, *how, epsilon, measure, relu, stride):
+    return _with_statistics(_convolution(_read(x, how, relu=relu), kernel, stride), epsilon, measure=measure)
+
+
+def _map_gradient(gradient, z, mean, inverse, scale, total, product):
+    """Ioffe and Szegedy 2015, section 3."""
+    factor, count = scale * inverse, z.size // z.shape[-1]
+    return factor * (gradient - (z - mean) * (inverse * inverse * product / count) - total / count)
+
+
+def _passed(gradient, x, how, *, relu):
+    """A gradient where the ReLU passes it, and its two sums."""
+    mean, inverse, scale, bias = how
+    if relu:
+        gradient = jnp.where((x - mean) * (scale * inverse) + bias > 0, gradient, 0)
+    return [gradient, jnp.sum(gradient, (0, 1, 2)), jnp.sum(gradient * (x - mean), (0, 1, 2))]
+
+
+def _convolution_gradient(of_output, x, kernel, how, *, relu, stride):
+    dz = _map_gradient(*of_output)
+    dx, dkernel = jax.vjp(partial(_convolution, stride=stride), _read(x, how, relu=relu), kernel)[1](dz)
+    if not how:
+        return [dx, dkernel]
+    dx, *sums = _passed(dx, x, how, relu=relu)
+    return [dx, dkernel, *sums]
+
+
+def _pointwise_gradient(*arrays, relu, first, add):
+    of_output, x, kernel, rest = arrays[:7], arrays[7], arrays[8], arrays[9:]
+    if len(rest) != 1:
+        return _convolution_gradient(of_output, x, kernel, rest, relu=relu, stride=1)
+    # Into the channels of a map that has the other channels' gradient, or another branch's, already.
+    channels = slice(first, first + kernel.shape[2])
+    dx, dkernel = _convolution_gradient(of_output, x[..., channels], kernel, (), relu=False, stride=1)
+    there = rest[0].at[..., channels]
+    return [there.add(dx) if add else there.set(dx), dkernel]
+
+
+def _depthwise_gradient(*arrays, relu, stride):
+    return _convolution_gradient(arrays[:7], arrays[7], arrays[8], arrays[9:], relu=relu, stride=stride)
+
+
+def _join(left, right, *how, left_relu, right_relu):
+    right = _read(right, how[:4], relu=right_relu)
+    left = _read(left[..., : right.shape[-1]], how[4:], relu=left_relu)
+    return [jnp.stack([left, right], axis=-1).reshape(*right.shape[:3], -1)]
+
+
+def _join_gradient(dy, right, *others, left_relu, right_relu):
+    dleft, dright = dy[..., ::2], dy[..., 1::2]
+    of_right = _passed(dright, right, others[:4], relu=right_relu)
+    if len(others) == 4:
+        return [jnp.concatenate([dleft, jnp.zeros_like(dleft)], axis=-1), *of_right]
+    return [*_passed(dleft, others[4], others[5:], relu=left_relu), *of_right]
+
+
+pointwise_unit = engine.operation("pointwise_unit", _pointwise)
+pointwise_unit_gradient = engine.operation("pointwise_unit_gradient", _pointwise_gradient, in_place=9)
+depthwise_unit = engine.operation("depthwise_unit", _depthwise)
+depthwise_unit_gradient = engine.operation("depthwise_unit_gradient", _depthwise_gradient)
+join_branches = engine.operation("join", _join)
+join_branches_gradient = engine.operation("join_gradient", _join_gradient)
+
+
+# --- units
+
+
+def run(operation, unit: Unit, x: FeatureMap | Normalised, epsilon: float, *, relu: bool, **options):
+    """A unit's normalised map and the statistics that it is normalised with."""
+    arrays = (x.map, unit.kernel, *x.how) if isinstance(x, Normalised) else (x, unit.kernel)
+    z, mean, var, inverse = operation(*arrays, epsilon=epsilon, measure=unit.mean is None, relu=relu, **options)
+    if unit.mean is not None and unit.var is not None:
+        mean, inverse = unit.mean, inverse_std(unit.var, epsilon)
+    return Normalised(z, mean, inverse, unit.scale, unit.bias), Moments(mean, var)
+
+
+def differentiate(operation, gradient: Gradient, output: Normalised, unit: Unit, x, *rest, relu: bool, **options):
+    """The gradient of a unit's input, and of its parameters."""
+    normalised = isinstance(x, Normalised)
+    arrays = (x.map, unit.kernel, *x.how) if normalised else (x, unit.kernel, *rest)
+    _, total, product = gradient
+    dscale, dmean, dvar = product * output.inverse, None, None
+    if unit.mean is not None:
+        # The map moves nothing but itself, and what it is normalised with has gradients of its own.
+        dmean = -unit.scale * output.inverse * total
+        dvar = -unit.scale * output.inverse**3 * product / 2
+        total, product = jnp.zeros_like(total), jnp.zeros_like(product)
+    of_output = (gradient.map, output.map, output.mean, output.inverse, output.scale, total, product)
+    dx, dkernel, *sums = operation(*of_output, *arrays, relu=relu, **options)
+    of_unit = Unit(dkernel, dscale, gradient.sum, dmean, dvar)
+    return (Gradient(dx, *sums) if normalised else dx), of_unit
