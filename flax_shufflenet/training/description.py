@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from flax_shufflenet import ops
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.system.versions import versions
 from flax_shufflenet.training.config import Config
@@ -64,6 +65,8 @@ def print_start(console: Console, config: Config, dataset: Dataset, net: str, as
     )
     console.print(f"input   {_input(dataset)}{f' (assumed, {config.init} does not say: {assumed})' if assumed else ''}")
     console.print(f"net     {net}, {config.dtype}, on {_where()}")
+    if why := _missing_engine():
+        console.print(f"engine  {why}")
     console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
     console.print(f"results {config.out_dir}")
 
@@ -74,6 +77,16 @@ def _input(dataset: Dataset) -> str:
         return f"{order}, values from 0 to {1 / dataset.std[0]:.4g}"
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (dataset.mean, dataset.std))
     return f"{order}, values from 0 to 1 less {mean}, over {std}"
+
+
+def _missing_engine() -> str:
+    """Why a run on CPU has to do without the CPU engine, and what helps; empty where it has it."""
+    if jax.default_backend() != "cpu" or ops.info().engine:
+        return ""
+    return (
+        f"the CPU engine is missing ({ops.info().why}), and training takes half as long again; with a C++ compiler, "
+        "install this package again"
+    )
 
 
 def _where() -> str:
