@@ -19,10 +19,11 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from flax_shufflenet import kernels
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear, leaky_relu
 from flax_shufflenet.model import ShuffleNetV2, average_pool, max_pool
+from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.ops.linear import linear
 
 FeatureMap = Float[Array, "n h w _"]
 Images = Float[Array, "n h w 3"]
@@ -97,7 +98,7 @@ class _Conv(NamedTuple):
     negative_slope: float
 
     def apply(self, x: FeatureMap) -> Float[Array, "n oh ow cout"]:
-        y = kernels.conv2d(x, jnp.asarray(self.kernel), stride=self.stride, groups=self.groups)
+        y = conv2d(x, jnp.asarray(self.kernel), stride=self.stride, groups=self.groups)
         y = y.astype(self.bias.dtype) + self.bias
         if self.relu:
             y = leaky_relu(y, self.negative_slope) if self.negative_slope else jax.nn.relu(y)
@@ -158,7 +159,7 @@ class _Net(NamedTuple):
         if self.classifier is None:
             return features
         kernel, bias = self.classifier
-        scores = kernels.linear(features, jnp.asarray(kernel))
+        scores = linear(features, jnp.asarray(kernel))
         return scores if bias is None else scores + bias
 
 

@@ -6,7 +6,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flax_shufflenet import initializers, kernels
+from flax_shufflenet import initializers
+from flax_shufflenet.ops.batch_norm import batch_norm
+from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.ops.linear import linear
 from flax_shufflenet.ops.rounding import inverse_std
 from flax_shufflenet.ops.units import Unit
 
@@ -39,7 +42,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow cout"]:
         kernel = self.kernel[...].astype(self.dtype)
-        x = kernels.conv2d(x.astype(self.dtype), kernel, stride=self.stride, groups=self.groups)
+        x = conv2d(x.astype(self.dtype), kernel, stride=self.stride, groups=self.groups)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
@@ -83,8 +86,8 @@ class BatchNorm(nnx.Module):
         count = x.size // x.shape[-1]
         if count < 2:
             raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
-        batch_norm = kernels.batch_norm(x, self.scale[...], self.bias[...], self.epsilon, relu)
-        y, mean, var = batch_norm  # pyright: ignore[reportGeneralTypeIssues]
+        found = batch_norm(x, self.scale[...], self.bias[...], self.epsilon, relu)
+        y, mean, var = found  # pyright: ignore[reportGeneralTypeIssues]
         self.track(mean, var, count)
         return y
 
@@ -150,8 +153,9 @@ class ConvBN(nnx.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Without the bias and the slope that some architectures have."""
-        return self.conv.bias is None and not self.negative_slope
+        """Without the bias and the slope that some architectures have, and of no class but this module's."""
+        classes = (type(self), type(self.conv), type(self.bn))
+        return classes == (ConvBN, Conv, BatchNorm) and self.conv.bias is None and not self.negative_slope
 
     @property
     def unit(self) -> Unit:
@@ -179,5 +183,5 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n features"]) -> Float[Array, "n out"]:
-        x = kernels.linear(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        x = linear(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)

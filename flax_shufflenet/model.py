@@ -65,8 +65,12 @@ def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
 
 
 def _engine_computes(block: "BasicBlock | DownBlock", units: Sequence[ConvBN], x: FeatureMap) -> bool:
-    """Whether the CPU engine has what this block does: halves, shuffled in two groups after it."""
+    """Whether the CPU engine has what this block does: halves, shuffled in two groups after it.
+
+    Not while ``nnx.capture`` wants what each layer returns.
+    """
     as_in_the_paper = block.groups == 2 and block.shuffle == "after" and all(unit.is_plain for unit in units)
+    as_in_the_paper = as_in_the_paper and not hasattr(block, "__captures__")
     return as_in_the_paper and blocks.applies(x, *(each for unit in units for each in unit.unit if each is not None))
 
 

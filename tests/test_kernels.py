@@ -1,6 +1,5 @@
 """The formulations for CPU against XLA's own convolution: values and both gradients, in float64 to 1e-12."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +10,9 @@ import pytest
 from jax import Array
 from jax.test_util import check_grads
 
-from flax_shufflenet import kernels
+from flax_shufflenet.ops.batch_norm import batch_norm
+from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.ops.linear import linear
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised", "float64")]
 
@@ -63,7 +64,7 @@ def value_and_gradients(function: Callable, cotangents: Array | tuple[Array, ...
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_both_gradients(case: str) -> None:
     x, kernel, stride, groups = arrays(case)
-    ours = partial(kernels.conv2d, stride=stride, groups=groups)
+    ours = partial(conv2d, stride=stride, groups=groups)
     theirs = partial(native, stride=stride, groups=groups)
     dy = jnp.asarray(np.random.default_rng(1).standard_normal(jax.eval_shape(theirs, x, kernel).shape))
     for a, b in zip(*(value_and_gradients(conv, dy, x, kernel) for conv in (ours, theirs)), strict=True):
@@ -74,13 +75,13 @@ def test_value_and_both_gradients(case: str) -> None:
 @pytest.mark.parametrize("case", ["pointwise", "depthwise-odd", "depthwise-stride2-even", "stem"])
 def test_gradients_are_those_of_the_value_to_second_order(case: str) -> None:
     x, kernel, stride, groups = arrays(case)
-    check_grads(partial(kernels.conv2d, stride=stride, groups=groups), (x, kernel), order=2, modes=["rev"])
+    check_grads(partial(conv2d, stride=stride, groups=groups), (x, kernel), order=2, modes=["rev"])
 
 
 @pytest.mark.parametrize("case", ["pointwise", "depthwise", "depthwise-stride2-odd", "stem"])
 def test_vmap_and_scan_change_nothing(case: str) -> None:
     x, kernel, stride, groups = arrays(case)
-    conv = partial(kernels.conv2d, stride=stride, groups=groups)
+    conv = partial(conv2d, stride=stride, groups=groups)
     xs = jnp.stack([x, -2 * x, x[::-1]])
     expected = jnp.stack([conv(each, kernel) for each in xs])
     np.testing.assert_allclose(jax.vmap(conv, (0, None))(xs, kernel), expected, rtol=1e-12, atol=1e-12)
@@ -95,7 +96,7 @@ def test_bfloat16_is_rounded_once(case: str) -> None:
     """Sums are kept in float32, so the result is the float64 one rounded to bfloat16's 8 bits."""
     x, kernel, stride, groups = arrays(case)
     half_x, half_kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    y = kernels.conv2d(half_x, half_kernel, stride=stride, groups=groups)
+    y = conv2d(half_x, half_kernel, stride=stride, groups=groups)
     exact = native(half_x.astype(jnp.float64), half_kernel.astype(jnp.float64), stride, groups)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float64), exact, rtol=2**-8, atol=float(1e-5 * jnp.abs(exact).max()))
@@ -104,7 +105,7 @@ def test_bfloat16_is_rounded_once(case: str) -> None:
 @pytest.mark.parametrize("case", ["pointwise", "depthwise", "stem"])
 def test_accelerators_get_their_own_convolution(case: str) -> None:
     x, kernel, stride, groups = arrays(case)
-    conv = jax.jit(partial(kernels.conv2d, stride=stride, groups=groups))
+    conv = jax.jit(partial(conv2d, stride=stride, groups=groups))
     traced = conv.trace(x, kernel)
     assert "stablehlo.convolution" in traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "stablehlo.convolution" in traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -115,7 +116,7 @@ def test_accelerators_get_their_own_convolution(case: str) -> None:
 def test_linear_is_the_matrix_product(features: int) -> None:
     random = np.random.default_rng(0)
     x, kernel = random.standard_normal((3, features)), random.standard_normal((features, 7))
-    y = kernels.linear(jnp.asarray(x), jnp.asarray(kernel))
+    y = linear(jnp.asarray(x), jnp.asarray(kernel))
     np.testing.assert_allclose(y, x @ kernel, rtol=0, atol=1e-12 * np.abs(x @ kernel).max())
 
 
@@ -142,7 +143,7 @@ def test_batch_norm_is_the_plain_one(shape: tuple[int, ...], relu: bool) -> None
     cotangents = tuple(jnp.asarray(random.standard_normal(s)) for s in (shape, shape[-1], shape[-1]))
     ours, theirs = (
         value_and_gradients(lambda *inputs, norm=norm: norm(*inputs, 1e-5, relu), cotangents, *inputs)
-        for norm in (kernels.batch_norm, plain_batch_norm)
+        for norm in (batch_norm, plain_batch_norm)
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
@@ -150,7 +151,7 @@ def test_batch_norm_is_the_plain_one(shape: tuple[int, ...], relu: bool) -> None
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_gradients_include_those_through_its_statistics(relu: bool) -> None:
-    norm = jax.jit(lambda *inputs: kernels.batch_norm(*inputs, 1e-5, relu))
+    norm = jax.jit(lambda *inputs: batch_norm(*inputs, 1e-5, relu))
     check_grads(norm, batch_norm_inputs((2, 3, 4, 5)), order=1, modes=["rev"])
 
 
@@ -159,7 +160,7 @@ def test_batch_norm_means_the_same_under_vmap_and_scan() -> None:
     xs = jnp.stack([x, -2 * x, x[::-1]])
 
     def gradient(x: Array) -> Array:
-        return jax.grad(lambda x: jnp.sin(kernels.batch_norm(x, scale, bias, 1e-5, True)[0]).sum())(x)
+        return jax.grad(lambda x: jnp.sin(batch_norm(x, scale, bias, 1e-5, True)[0]).sum())(x)
 
     expected = jnp.stack([gradient(each) for each in xs])
     tolerances = {"rtol": 0, "atol": 1e-12 * float(jnp.abs(expected).max())}
@@ -174,19 +175,6 @@ def test_depthwise_kernel_gradient_over_many_rows(shape: tuple[int, ...]) -> Non
     channels = shape[-1]
     x, dy, kernel = (jnp.asarray(random.standard_normal(s)) for s in (shape, shape, (3, 3, 1, channels)))
     (_, ours), (_, theirs) = (
-        value_and_gradients(partial(conv, x, stride=1, groups=channels), dy, kernel)
-        for conv in (kernels.conv2d, native)
+        value_and_gradients(partial(conv, x, stride=1, groups=channels), dy, kernel) for conv in (conv2d, native)
     )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * float(jnp.abs(theirs).max()))
-
-
-@pytest.mark.parametrize("batch", [16, 31, 64, 100, 128, 256, 512])
-@pytest.mark.parametrize("side", [4, 8, 16, 32])
-def test_sums_end_in_a_product_of_several_rows(batch: int, side: int) -> None:
-    """A product of one row is none: XLA then adds up again for every value that the sum is used for."""
-    norm = jax.jit(lambda *inputs: kernels._normalise_by_xla(*inputs, epsilon=1e-5, relu=True))
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, side, side, 24), (24,), (24,))]
-    program = norm.trace(*shapes).lower(lowering_platforms=("cpu",)).as_text()
-    rows = [int(rows) for rows in re.findall(r"dot_general .*: \(tensor<(\d+)xf64>", program)]
-    assert rows or batch * side**2 <= 1024
-    assert all(count >= 2 for count in rows)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_shufflenet import kernels, ops
-from flax_shufflenet.ops import native, units
+from flax_shufflenet import ops
+from flax_shufflenet.ops import batch_norm, convolution, native, units
 
 pytestmark = [
     pytest.mark.usefixtures("unoptimised", "float64"),
@@ -47,10 +47,10 @@ def test_convolutions_and_gradients_are_xlas(shape, kernel_shape, stride) -> Non
     x, kernel = random(*shape), random(*kernel_shape, seed=1)
     groups = shape[-1] // kernel_shape[2]
     name = "depthwise" if groups == shape[-1] == kernel_shape[-1] else "stem"
-    engine = kernels._ENGINES[name]
+    engine = convolution.ENGINES[name]
 
     def native_conv(x, kernel):
-        return kernels._native_conv(x, kernel, stride=stride, groups=groups)
+        return convolution.reference(x, kernel, stride=stride, groups=groups)
 
     y, pull_back = jax.vjp(native_conv, x, kernel)
     dy = random(*y.shape, seed=2)
@@ -72,11 +72,11 @@ def batch_norm_arrays(shape):
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_and_its_gradient_are_xlas(shape, relu) -> None:
     x, scale, bias, dy, dmean, dvar = batch_norm_arrays(shape)
-    y, mean, var, inverse = kernels._engine_batch_norm(x, scale, bias, epsilon=1e-5, relu=relu)
-    check([y, mean, var, inverse], kernels._normalise_by_xla(x, scale, bias, epsilon=1e-5, relu=relu))
+    y, mean, var, inverse = batch_norm.by_engine(x, scale, bias, epsilon=1e-5, relu=relu)
+    check([y, mean, var, inverse], batch_norm.reference(x, scale, bias, epsilon=1e-5, relu=relu))
     given = x, scale, bias, mean, inverse, dy, dmean, dvar
-    expected = kernels._batch_norm_backward_by_xla(*given, relu=relu)
-    check(kernels._engine_batch_norm_gradient(*given, relu=relu), expected)
+    expected = batch_norm.gradient_reference(*given, relu=relu)
+    check(batch_norm.gradient_by_engine(*given, relu=relu), expected)
 
 
 # Channels that fill no vector, one image, odd sides, more images than pieces.
@@ -155,7 +155,7 @@ def test_the_variance_is_exact_at_any_mean() -> None:
     """At a mean of 10,000 standard deviations, E[x^2] - E[x]^2 in float32 would be wrong by a factor."""
     x = (random(16, 16, 16, 24) + 1e4).astype(jnp.float32)
     ones = jnp.ones(24, jnp.float32)
-    _, mean, var, _ = kernels._engine_batch_norm(x, ones, 0 * ones, epsilon=1e-5, relu=False)
+    _, mean, var, _ = batch_norm.by_engine(x, ones, 0 * ones, epsilon=1e-5, relu=False)
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-7)
     np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-6)
@@ -163,7 +163,7 @@ def test_the_variance_is_exact_at_any_mean() -> None:
 
 def test_a_relu_passes_on_what_is_no_number() -> None:
     x = random(2, 3, 4, 5).at[0, 0, 0, 2].set(jnp.nan)
-    y = kernels._engine_batch_norm(x, jnp.ones(5), jnp.zeros(5), epsilon=1e-5, relu=True)[0]
+    y = batch_norm.by_engine(x, jnp.ones(5), jnp.zeros(5), epsilon=1e-5, relu=True)[0]
     assert jnp.isnan(y[..., 2]).all()
     assert not jnp.isnan(jnp.delete(y, 2, axis=-1)).any()
 
@@ -172,14 +172,14 @@ def test_one_channels_infinities_stay_in_it() -> None:
     """Rows of channels that fill no vector are read beyond their end."""
     x, dy = random(2, 3, 1, 5), random(2, 3, 1, 5, seed=1)
     x = x.at[:, 1, 0, 0].set(jnp.inf)
-    dkernel = kernels._ENGINES["depthwise"].kernel_gradient(x, random(3, 3, 1, 5), dy, stride=1)[0]
+    dkernel = convolution.ENGINES["depthwise"].kernel_gradient(x, random(3, 3, 1, 5), dy, stride=1)[0]
     assert jnp.isfinite(dkernel[..., 1:]).all()
 
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "stride"), [CONVOLUTIONS[2], CONVOLUTIONS[5], CONVOLUTIONS[14]])
 def test_float32_convolutions_are_exact(shape, kernel_shape, stride) -> None:
     x, kernel = (random(*s).astype(jnp.float32) for s in (shape, kernel_shape))
-    conv = partial(kernels.conv2d, stride=stride, groups=shape[-1] // kernel_shape[2])
+    conv = partial(convolution.conv2d, stride=stride, groups=shape[-1] // kernel_shape[2])
     y, pull_back = jax.vjp(conv, x, kernel)
     exact, exact_pull_back = jax.vjp(conv, x.astype(jnp.float64), kernel.astype(jnp.float64))
     found = [y, *pull_back(y)]
@@ -190,7 +190,7 @@ def test_float32_convolutions_are_exact(shape, kernel_shape, stride) -> None:
 
 
 def forward(x, kernel):
-    return kernels.conv2d(x, kernel, groups=4)
+    return convolution.conv2d(x, kernel, groups=4)
 
 
 def test_it_runs_on_cpu_and_is_not_exported() -> None:
@@ -230,7 +230,7 @@ def test_other_dtypes_are_refused_and_left_to_xla() -> None:
     call = jax.ffi.ffi_call("flax_shufflenet.depthwise", jax.ShapeDtypeStruct(x.shape, x.dtype))
     with pytest.raises(jax.errors.JaxRuntimeError, match="only float32 and float64"):
         call(x, kernel, stride=np.int64(1))
-    assert kernels.conv2d(x, kernel, groups=3).dtype == jnp.bfloat16
+    assert convolution.conv2d(x, kernel, groups=3).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("instructions", ["baseline", "avx2"])

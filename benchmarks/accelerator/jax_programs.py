@@ -17,8 +17,8 @@ from benchmarks.convolutions import count_convolutions
 from benchmarks.input_path import random_dataset
 from benchmarks.jax_steps import make_forward, make_training
 from benchmarks.stock_flax import with_weights_of
-from flax_shufflenet import kernels
 from flax_shufflenet.functional import split
+from flax_shufflenet.ops.convolution import conv2d
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.program import Program as Training
 
@@ -141,13 +141,13 @@ def depthwise(shape: tuple[int, int, int, int], stride: int, dtype: str, budget:
     kernel gradient in two other ways, since in float32 cuDNN is slow at it where 4 does not divide the channels."""
     c = shape[-1]
     random = np.random.default_rng(0)
-    conv = partial(kernels.conv2d, stride=stride, groups=c)
+    conv = partial(conv2d, stride=stride, groups=c)
     x, kernel = (jnp.asarray(random.standard_normal(s, np.float32), jnp.dtype(dtype)) for s in (shape, (3, 3, 1, c)))
     dy = jax.jit(conv)(x, kernel) * 2
 
     def padded_kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
         x, kernel, dy = (jnp.pad(array, [(0, 0)] * 3 + [(0, -c % 4)]) for array in (x, kernel, dy))
-        padded = partial(kernels.conv2d, x, stride=stride, groups=x.shape[-1])
+        padded = partial(conv2d, x, stride=stride, groups=x.shape[-1])
         return jax.vjp(padded, kernel)[1](dy)[0][..., :c]
 
     def nine_sums(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:

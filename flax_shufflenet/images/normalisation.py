@@ -11,8 +11,8 @@ def normalise(
 
     ``mean`` and ``std`` are of red, green and blue either way.
     """
-    # A difference and then a quotient, which XLA rounds the same whatever it fuses them with; the other way round it would
-    # be one multiply-add here and two operations there.
+    # A difference and then a quotient, which XLA rounds the same whatever it fuses them with; a product and then a
+    # difference would be one multiply-add here and two operations there.
     values = images.astype(jnp.float32) - 255 * jnp.array(mean, jnp.float32)
     values = values / (255 * jnp.array(std, jnp.float32))
     return values[..., ::-1] if bgr else values

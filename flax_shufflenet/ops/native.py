@@ -126,7 +126,8 @@ def operation(
         _in_place[name] = in_place
 
     def call(*arrays: Array, **options) -> Sequence[Array]:
-        return _call.bind(*arrays, name=name, options=tuple(sorted(options.items())))
+        with jax.named_scope(name.replace("_", " ")):  # for profiles
+            return _call.bind(*arrays, name=name, options=tuple(sorted(options.items())))
 
     return call
 
