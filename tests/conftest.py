@@ -4,6 +4,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers and the commands that they start share the cores; PyTorch's threads, which wait in a loop, would take
+    # them from each other. Read when PyTorch is imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import jax
 import pytest
 import torch
@@ -27,11 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the cores; PyTorch's threads, which wait in a loop, would take them from each other.
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
