@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Int
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear, leaky_relu
 from flax_shufflenet.model import ShuffleNetV2, average_pool, max_pool
+from flax_shufflenet.ops import branch
+from flax_shufflenet.ops.branch import Piece
 from flax_shufflenet.ops.convolution import conv2d
 from flax_shufflenet.ops.linear import linear
 
@@ -105,21 +107,17 @@ class _Conv(NamedTuple):
         return y.astype(x.dtype)
 
 
-class _Piece(NamedTuple):
-    """Neighbouring channels of one of the maps that a stage has computed."""
-
-    map: int
-    start: int
-    stop: int
-
-
 class _Branch(NamedTuple):
-    """Convolutions in a row, which read these pieces one beside the other."""
+    """Convolutions in a row, which read these pieces of the maps that a stage has computed, one beside the other."""
 
-    inputs: tuple[_Piece, ...]
+    inputs: tuple[Piece, ...]
     convs: tuple[_Conv, ...]
 
     def apply(self, maps: Sequence[FeatureMap]) -> Float[Array, "n oh ow cout"]:
+        if not any(conv.negative_slope for conv in self.convs):
+            layers = [branch.Layer(*conv[:-1]) for conv in self.convs]
+            if branch.applies(maps, layers):
+                return branch.run(maps, self.inputs, layers)
         parts = [maps[piece.map][..., piece.start : piece.stop] for piece in self.inputs]
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         for conv in self.convs:
@@ -151,8 +149,8 @@ class _Net(NamedTuple):
         maps = [max_pool(x, ceil=self.architecture.stem_pool_ceil) if self.architecture.stem_pool else x]
         for stage in self.stages:
             maps = [stage.left.apply(maps), stage.right.apply(maps)]
-            for branch in stage.basics:
-                maps.append(branch.apply(maps))
+            for basic in stage.basics:
+                maps.append(basic.apply(maps))
         features = average_pool(self.last.apply(maps), self.architecture.pool_size)
         if not self.last.convs:
             features = features[:, self.order]
@@ -217,7 +215,7 @@ def _fold_classifier(linear: Linear) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _fold_net(model: ShuffleNetV2) -> _Net:
     architecture = model.architecture
-    inputs = (_Piece(0, 0, architecture.stem_width),)
+    inputs = (Piece(0, 0, architecture.stem_width),)
     order = np.arange(architecture.stem_width)
     stages = []
     for down, *basics in model.stages:
@@ -281,7 +279,7 @@ def _shuffled(channels: Channels, groups: int) -> Channels:
 
 def _lay_out(
     widths: Sequence[int], reads: Sequence[Channels]
-) -> tuple[list[np.ndarray], list[tuple[tuple[_Piece, ...], np.ndarray]]]:
+) -> tuple[list[np.ndarray], list[tuple[tuple[Piece, ...], np.ndarray]]]:
     """An order of each map's channels in which every reader finds its own side by side.
 
     Every channel is read exactly once, so sorting a map's channels by their reader does it.
@@ -304,7 +302,7 @@ def _lay_out(
             own = columns[source][readers[columns[source]] == number]
             if own.size:
                 start = int(np.sum(readers < number))
-                pieces.append(_Piece(source, start, start + own.size))
+                pieces.append(Piece(source, start, start + own.size))
                 order += [places[source, channel] for channel in own.tolist()]
         gathers.append((tuple(pieces), np.array(order)))
     return columns, gathers

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flax_shufflenet import ops
-from flax_shufflenet.ops import batch_norm, convolution, native, units
+from flax_shufflenet.ops import batch_norm, branch, convolution, native, units
 
 pytestmark = [
     pytest.mark.usefixtures("unoptimised", "float64"),
@@ -149,6 +149,34 @@ def test_joins_are_xlas(shape, relu) -> None:
         expected = units._join_gradient(*arrays, **options)
         # The other half of the channels is not there yet.
         check([found[0][..., :channels], *found[1:]], [expected[0][..., :channels], *expected[1:]])
+
+
+def layer(kind: str, inputs: int, stride: int, seed: int) -> branch.Layer:
+    outputs = inputs if kind == "d" else 2 * inputs + 1
+    shape = (3, 3, 1, outputs) if kind == "d" else (1, 1, inputs, outputs)
+    kernel, bias = (np.asarray(random(*each, seed=seed)) for each in (shape, (outputs,)))
+    depthwise = kind == "d"
+    return branch.Layer(kernel, bias, stride if depthwise else 1, inputs if depthwise else 1, relu=kind == "r")
+
+
+# Rows and columns that are cut into no equal bands, one pixel, and an image that several threads share.
+@pytest.mark.parametrize("shape", [(2, 7, 5), (1, 1, 1), (3, 8, 8), (1, 91, 90)], ids=str)
+@pytest.mark.parametrize(
+    ("kinds", "stride"), [("r", 1), ("p", 1), ("dr", 1), ("dr", 2), ("rdr", 1), ("rdp", 2), ("d", 1)]
+)
+def test_branches_for_inference_are_xlas(shape, kinds, stride) -> None:
+    maps = [random(*shape, 5), random(*shape, 24, seed=1), random(*shape, 3, seed=2)]
+    pieces = [branch.Piece(1, 0, 24)] if kinds == "r" else [branch.Piece(2, 0, 3), branch.Piece(1, 2, 19)]
+    layers, width = [], sum(piece.stop - piece.start for piece in pieces)
+    for number, kind in enumerate(kinds):
+        layers.append(layer(kind, width, stride, seed=3 + number))
+        width = layers[-1].kernel.shape[-1]
+    assert branch.applies(maps, layers)
+    x = jnp.concatenate([maps[piece.map][..., piece.start : piece.stop] for piece in pieces], axis=-1)
+    for each in layers:
+        x = convolution.reference(x, jnp.asarray(each.kernel), stride=each.stride, groups=each.groups) + each.bias
+        x = jax.nn.relu(x) if each.relu else x
+    check([branch.run(maps, pieces, layers)], [x])
 
 
 def test_the_variance_is_exact_at_any_mean() -> None:

@@ -35,6 +35,7 @@ HANDLERS = (
     "depthwise_unit_gradient",
     "join",
     "join_gradient",
+    "inference_branch",
 )
 
 
@@ -168,6 +169,8 @@ def _lower_to_engine(context, *arrays, name, options):
 
 
 def _attribute(value):
+    if isinstance(value, tuple):
+        return np.array(value, np.int64)
     kinds = {bool: np.bool_, int: np.int64, float: np.float64}
     return kinds[type(value)](value)
 

@@ -36,28 +36,29 @@ struct Padded {
   // `row_of(from, to, length)` makes each row of the image.
   template <class F>
   void fill(const Image& image, const T* x, Index channels, Slot slot, F&& row_of) {
-    const Index pad = image.pad(), rows = image.height + 2 * pad, stride = image.stride;
+    const Index pad = image.pad(), rows = image.height + 2 * pad;
     T* p = scratch<T>(rows * row, slot);
     values = p;
     std::fill(p, p + pad * row, T{0});
     std::fill(p + (pad + image.height) * row, p + rows * row, T{0});
-    for (Index h = 0; h < image.height; h++) {
-      T* to = p + (h + pad) * row;
-      const T* from = x + h * image.width * channels;
-      if (stride == 1) {
-        std::fill(to, to + pad * channels, T{0});
-        row_of(from, to + pad * channels, image.width * channels);
-        std::fill(to + (pad + image.width) * channels, to + row, T{0});
-        continue;
-      }
-      std::fill(to, to + row, T{0});
-      T* made = scratch<T>(image.width * channels, kRun);
-      row_of(from, made, image.width * channels);
-      from = made;
-      for (Index w = 0; w < image.width; w++) {
-        const Index q = w + pad;
-        std::memcpy(to + (starts[q % stride] + q / stride) * channels, from + w * channels, channels * sizeof(T));
-      }
+    for (Index h = 0; h < image.height; h++)
+      put_row(image, x + h * image.width * channels, p + (h + pad) * row, channels, row_of);
+  }
+  template <class F>
+  void put_row(const Image& image, const T* from, T* to, Index channels, F&& row_of) const {
+    const Index pad = image.pad(), stride = image.stride;
+    if (stride == 1) {
+      std::fill(to, to + pad * channels, T{0});
+      row_of(from, to + pad * channels, image.width * channels);
+      std::fill(to + (pad + image.width) * channels, to + row, T{0});
+      return;
+    }
+    std::fill(to, to + row, T{0});
+    T* made = scratch<T>(image.width * channels, kRun);
+    row_of(from, made, image.width * channels);
+    for (Index w = 0; w < image.width; w++) {
+      const Index q = w + pad;
+      std::memcpy(to + (starts[q % stride] + q / stride) * channels, made + w * channels, channels * sizeof(T));
     }
   }
 
@@ -65,23 +66,31 @@ struct Padded {
   std::vector<Index> starts;
 };
 
-// The kernel's taps, each repeated over as many pixels as fill whole vectors.
+// A kernel's taps, each repeated over as many pixels as fill whole vectors, and what sums begin with, or nothing.
 template <class T>
-struct Taps {
+struct RepeatedTaps {
   Index length, count;
-  std::vector<T> values;
-  Taps(const T* kernel, const Image& image, bool flipped)
-      : length(std::lcm(image.channels, Vector<T>::lanes)), count(image.side * image.side), values(count * length) {
+  const T *values, *bias;
+  const T* at(Index tap) const { return values + tap * length; }
+};
+
+template <class T>
+struct Taps : RepeatedTaps<T> {
+  std::vector<T> memory;
+  Taps(const T* kernel, const Image& image, bool flipped) {
+    const Index length = std::lcm(image.channels, Vector<T>::lanes), count = image.side * image.side;
+    memory.resize(count * length);
     for (Index tap = 0; tap < count; tap++)
-      repeat(&values[tap * length], kernel + (flipped ? count - 1 - tap : tap) * image.channels, image.channels,
+      repeat(&memory[tap * length], kernel + (flipped ? count - 1 - tap : tap) * image.channels, image.channels,
              length / image.channels);
+    static_cast<RepeatedTaps<T>&>(*this) = {length, count, memory.data(), nullptr};
   }
-  const T* at(Index tap) const { return &values[tap * length]; }
+  Taps(const Taps&) = delete;
 };
 
 // One image. A side of 0 is any side; that of 3 keeps its taps in registers, and two rows share what they read.
 template <int side_or_0, class T>
-void convolve(const Image& image, const Padded<T>& x, const Taps<T>& taps, T* y) {
+void convolve(const Image& image, const Padded<T>& x, const RepeatedTaps<T>& taps, T* y) {
   using V = Vector<T>;
   const Index flat = image.out_width * image.channels, side = side_or_0 ? side_or_0 : image.side;
   if constexpr (side_or_0 == 3) {
@@ -92,8 +101,9 @@ void convolve(const Image& image, const Padded<T>& x, const Taps<T>& taps, T* y)
       for (Index j = 0; j < std::min(taps.length, flat); j += V::lanes) {
         typename V::type k[9];
         for (int tap = 0; tap < 9; tap++) k[tap] = V::load(taps.at(tap) + j);
+        const typename V::type bias = taps.bias ? V::load(taps.bias + j) : typename V::type{};
         for (Index f = j; f < flat; f += taps.length) {
-          typename V::type a = {}, b = {};
+          typename V::type a = bias, b = bias;
           if (two) {
 #pragma GCC unroll 3
             for (int c = 0; c < 3; c++) {
@@ -118,7 +128,7 @@ void convolve(const Image& image, const Padded<T>& x, const Taps<T>& taps, T* y)
     for (Index h = 0; h < image.out_height; h++)
       for (Index j = 0; j < std::min(taps.length, flat); j += V::lanes)
         for (Index f = j; f < flat; f += taps.length) {
-          typename V::type a = {};
+          typename V::type a = taps.bias ? V::load(taps.bias + j) : typename V::type{};
           for (Index r = 0; r < side; r++)
             for (Index c = 0; c < side; c++)
               a += V::load(x.values + (h * image.stride + r) * x.row + x.offsets[c] + f) *

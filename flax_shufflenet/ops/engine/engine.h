@@ -73,7 +73,7 @@ struct Vector {
 };
 
 // Whose scratch memory is whose: what is in use at the same time has slots of its own.
-enum Slot { kConstants, kRun, kInput, kGradient, kPadded, kKernel, kOfAllPieces, kSlots };
+enum Slot { kConstants, kRun, kInput, kGradient, kPadded, kKernel, kOther, kOfAllPieces, kSlots };
 
 // A thread's own memory, kept from call to call: `count` values, and a vector more that may be read but means nothing.
 template <class T>

@@ -1,5 +1,6 @@
 // The handlers that XLA calls, and what the library says about itself.
 #pragma once
+#include "inference.h"
 #include "shuffle.h"
 #include "stem.h"
 
@@ -56,6 +57,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(join, engine::Join,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(join_gradient, engine::JoinGradient,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().RemainingArgs().Ret<AnyBuffer>().RemainingRets()
                                   .Attr<bool>("left_relu").Attr<bool>("right_relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(inference_branch, engine::InferenceBranch,
+                              BIND().RemainingArgs().Ret<AnyBuffer>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("pieces").Attr<xla::ffi::Span<const int64_t>>("layers")
+                                  .Attr<int64_t>("side").Attr<int64_t>("stride"));
 
 extern "C" const char* engine_sources() { return ENGINE_SOURCES; }
 

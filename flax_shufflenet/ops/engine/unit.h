@@ -132,7 +132,7 @@ ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T*
         left = {normalised, size.depth, 1};
       }
       product(count, size.outputs, left, packed.values.data(), packed.row, size.depth, z + r * size.outputs,
-              size.outputs, false);
+              size.outputs, {});
       if (measure) add_rows(parts[i], z + r * size.outputs, count, size.outputs, out.together);
     }
   });
@@ -176,11 +176,12 @@ ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size,
         left = {normalised, 1, size.depth};
       }
       if (added + count > most_rows) flush();
-      product(size.depth, size.outputs, left, gradients, size.outputs, count, of_kernel, row, added > 0);
+      product(size.depth, size.outputs, left, gradients, size.outputs, count, of_kernel, row,
+              {added > 0});
       added += count;
       T* to = dx + r * size.channels + size.first;
       product(count, size.depth, Left<T>{gradients, size.outputs, 1}, transposed.values.data(), transposed.row,
-              size.outputs, to, size.channels, add);
+              size.outputs, to, size.channels, {add});
       if (input) input->pass(x + r * size.depth, to, count, in, &own_sums[i * 2 * size.depth]);
     }
     flush();
