@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from flax_shufflenet.ops import native as engine
-from flax_shufflenet.ops.convolution import reference as convolution
+from flax_shufflenet.ops.convolution import conv2d
 
 FeatureMap = Float[Array, "n h w _"]
 
@@ -91,7 +91,7 @@ def _reference(*arrays, pieces, layers, side, stride):
         depthwise, inputs, outputs, relu = layers[4 * number : 4 * number + 4]
         shape = (side, side, 1, outputs) if depthwise else (1, 1, inputs, outputs)
         kernel = kernel[:, :outputs].reshape(shape)
-        x = convolution(x, kernel, stride=stride if depthwise else 1, groups=inputs if depthwise else 1)
+        x = conv2d(x, kernel, stride=stride if depthwise else 1, groups=inputs if depthwise else 1)
         x = x + bias[:outputs]
         x = jax.nn.relu(x) if relu else x
     return [x]
