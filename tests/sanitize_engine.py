@@ -32,7 +32,7 @@ def main() -> int:
             shutil.copytree(ROOT / each, folder / each, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         for each in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / each, folder)
-        build = os.environ | {"CFLAGS": f"{flags} -fno-omit-frame-pointer", "LDFLAGS": flags}
+        build = os.environ | {"CXXFLAGS": f"{flags} -fno-omit-frame-pointer", "LDFLAGS": flags}
         subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=folder, env=build, check=True)
         found = (subprocess.check_output(["gcc", f"-print-file-name={each}"], text=True) for each in libraries)
         preloaded = ":".join(each.strip() for each in found)
