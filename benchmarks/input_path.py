@@ -18,7 +18,8 @@ from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.system import allocator
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.program import Program
-from flax_shufflenet.training.step import epoch_order, make_batch
+from flax_shufflenet.training.random_streams import epoch_order
+from flax_shufflenet.training.step import make_batch
 
 _BAR = 20  # times the train step's speed
 _SECONDS = 4.0  # for each measurement

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Float32, Int32
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.step import StepMetrics, epoch_order, make_batch, make_schedule
+from flax_shufflenet.training.random_streams import epoch_order
+from flax_shufflenet.training.step import StepMetrics, make_batch, make_schedule
 
 _TEST_BATCH = 256
 

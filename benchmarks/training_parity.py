@@ -32,9 +32,9 @@ from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import Functional, split
 from flax_shufflenet.images.preprocessing import expected_by
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.random_streams import epoch_order
 from flax_shufflenet.training.step import (
     dropout_rngs,
-    epoch_order,
     initial_state,
     make_batch,
     make_optimizer,

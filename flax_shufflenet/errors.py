@@ -14,7 +14,9 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "torchinfo"), "torch"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "tensorboardX": "tensorboard",
-    **dict.fromkeys(("optax", "orbax", "tensorflow_datasets", "array_record", "sklearn", "matplotlib"), "train"),
+    **dict.fromkeys(
+        ("optax", "orbax", "tensorflow_datasets", "array_record", "sklearn", "matplotlib", "grain"), "train"
+    ),
     **dict.fromkeys(("absl", "requests", "importlib_resources"), "train"),
 }
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +33,21 @@ def test_what_is_not_installed_is_named_with_its_extra(
     assert run.stderr.count("\n") == 1, run.stderr
     assert f"needs {absent}" in run.stderr
     assert f"pip install 'flax-shufflenet[{extra}]'" in run.stderr
+
+
+def test_streaming_without_what_it_needs_is_one_line(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("one", "two"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(tmp_path / part / name / "image.png")
+    code = (
+        f"import runpy, sys; sys.modules['grain'] = None; sys.path.insert(0, {str(ROOT)!r}); "
+        "runpy.run_module('train', run_name='__main__', alter_sys=True)"
+    )
+    options = ("--dataset", tmp_path, "--pipeline", "stream", "--out", tmp_path / "run")
+    run = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == "train.py: this needs grain, which is not installed: pip install 'flax-shufflenet[train]'\n"
 
 
 def test_every_extra_that_is_advised_is_there() -> None:

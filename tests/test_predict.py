@@ -286,6 +286,15 @@ def test_a_narrow_strip_takes_no_more_memory_than_its_centre():
     assert reading.centre_crop(Image.new("RGB", (20_000, 1)), 224, 256).shape == (224, 224, 3)
 
 
+def test_a_centre_crop_of_a_short_side_is_that_side_exactly():
+    # 154 * (232 / 154) is 231.99..., which is not to become 231 pixels.
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (154, 200, 3), np.uint8))
+    whole = np.asarray(image.resize((301, 232), Image.Resampling.BILINEAR)).astype(int)
+    left = round((301 - 224) / 2)
+    ours = reading.centre_crop(image, 224, 232).astype(int)
+    assert np.abs(ours - whole[4:228, left : left + 224]).max() <= 1
+
+
 # --- what nets expect
 
 
@@ -294,10 +303,10 @@ def test_assumptions_follow_the_stem_and_the_class_count():
         return expected_by(fs.preset(family, 0.5, num_classes), {}, **options)
 
     cifar10, cifar100 = expected("chenyaofo", 10), expected("chenyaofo", 100)
-    assert (cifar10.size, cifar10.crop, cifar10.mean) == (32, False, (0.4914, 0.4822, 0.4465))
+    assert (cifar10.size, cifar10.short_side, cifar10.mean) == (32, None, (0.4914, 0.4822, 0.4465))
     assert cifar100.mean == (0.5070, 0.4865, 0.4409)
     imagenet = expected("torchvision", 1000)
-    assert (imagenet.size, imagenet.crop, imagenet.std) == (224, True, (0.229, 0.224, 0.225))
+    assert (imagenet.size, imagenet.short_side, imagenet.std) == (224, 256, (0.229, 0.224, 0.225))
     assert expected("torchvision", 10).mean == imagenet.mean
     assert len(imagenet.class_names) == 1000
     smaller = expected("torchvision", 1000, size=112)

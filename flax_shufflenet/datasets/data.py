@@ -1,7 +1,10 @@
 """Datasets as arrays in memory: decoded once, kept as uint8."""
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -12,8 +15,8 @@ from flax_shufflenet.images.preprocessing import CIFAR_STATISTICS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """Training and test images, and what a net needs to know of them.
+class DatasetFacts:
+    """What a net needs to know of training and test images, wherever they lie.
 
     ``mean`` and ``std`` are of red, green and blue, of pixel values from 0 to 1; they are those of the data, unless the
     net to start from was trained with others. ``bgr`` says that the net takes blue first. ``flip`` says whether a
@@ -24,9 +27,7 @@ class Dataset:
 
     name: str
     source: str
-    train_images: UInt8[np.ndarray, "train h w 3"]
     train_labels: Int32[np.ndarray, " train"]
-    test_images: UInt8[np.ndarray, "test h w 3"]
     test_labels: Int32[np.ndarray, " test"]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -35,6 +36,34 @@ class Dataset:
     bgr: bool = False
     trained_on: str = ""
     held_out: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset(DatasetFacts):
+    """All images in memory."""
+
+    train_images: UInt8[np.ndarray, "train h w 3"]
+    test_images: UInt8[np.ndarray, "test h w 3"]
+
+    pipeline: ClassVar[str] = "device"
+    short_side: ClassVar[None] = None  # a whole image is stretched to a square
+
+    @property
+    def image_size(self) -> int:
+        """The images' side in pixels."""
+        return self.train_images.shape[1]
+
+    def test_image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        """One of the test images."""
+        return self.test_images[row]
+
+    def fingerprint(self) -> str:
+        """The same for the same images and labels alone."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(repr((array.shape, str(array.dtype))).encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
 
 def load(
@@ -115,7 +144,7 @@ def _digits() -> Dataset:
     )
 
 
-def channel_statistics(images: UInt8[np.ndarray, "n h w 3"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel's values, from 0 to 1."""
     # Counted, not summed as floats, which would take eight times the images' memory.
     counts = np.zeros((3, 256), np.int64)

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
@@ -66,7 +66,43 @@ def load(folder: Path, image_size: int, *, test_share: float | None = None, skip
         TrainingError: a part or a class is missing, empty or there twice, an image is in two classes or both parts by
             a link, or an image or a folder cannot be read.
     """
-    train, test = _parts(folder) if test_share is None else _divided(folder, test_share)
+    return decode(find_parts(folder, test_share), image_size, skip_unreadable=skip_unreadable)
+
+
+class Parts(NamedTuple):
+    """The files to train and to test on, and for people where they are from. ``divided``: they lie in one folder."""
+
+    folder: Path
+    train: ImageFiles
+    test: ImageFiles
+    source: str
+    divided: bool
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of a dataset of these files before one is read, as ``DatasetFacts`` has it."""
+        return {
+            "name": str(self.folder),
+            "source": self.source,
+            "class_names": self.train.class_names,
+            "flip": True,
+            "trained_on": held_out.to_text(self.train.names) if self.divided else "",
+            "held_out": held_out.to_text(self.test.names) if self.divided else "",
+        }
+
+
+def find_parts(folder: Path, test_share: float | None) -> Parts:
+    """The image files below ``folder``; none of them is read yet. The errors are those of ``load``."""
+    if test_share is None:
+        train, test = _parts(folder)
+        return Parts(folder, train, test, f"{train.folder} and {test.folder}", divided=False)
+    train, test = _divided(folder, test_share)
+    return Parts(folder, train, test, f"{folder}, {test_share:.4g} held out", divided=True)
+
+
+def decode(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Dataset:
+    """Reads all files, as ``load`` does."""
+    folder, train, test = parts.folder, parts.train, parts.test
     train_images, train_labels, unreadable = _decode(train, image_size)
     test_images, test_labels, unreadable_too = _decode(test, image_size)
     refuse_or_skip([*unreadable, *unreadable_too], folder, skip=skip_unreadable)
@@ -79,18 +115,13 @@ def load(folder: Path, image_size: int, *, test_share: float | None = None, skip
     if min(std) == 0:
         raise TrainingError(f"{train.folder}: all its images are of one colour")
     return Dataset(
-        name=str(folder),
-        source=f"{train.folder} and {test.folder}" if test_share is None else f"{folder}, {test_share:.4g} held out",
+        **parts.facts,
         train_images=train_images,
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
-        class_names=train.class_names,
         mean=mean,
         std=std,
-        flip=True,
-        trained_on="" if test_share is None else held_out.to_text(train.names),
-        held_out="" if test_share is None else held_out.to_text(test.names),
     )
 
 

@@ -55,13 +55,14 @@ _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 class Preprocessing:
     """How an image becomes the net's input, and what the outputs are called.
 
-    ``mean`` and ``std`` are per channel, of pixel values from 0 to 1. ``crop``: the short side is brought to 256/224 of
-    ``size``, and the middle cut out, as for ImageNet; otherwise the whole image is stretched to ``size`` x ``size``.
+    ``mean`` and ``std`` are per channel, of pixel values from 0 to 1. ``short_side``: an image's short side is brought
+    to so many pixels, and the middle cut out, as for ImageNet; where it is None, the whole image is stretched to
+    ``size`` x ``size``.
     ``bgr``: the net takes blue first. ``assumed`` says what the net's file does not tell, by what it is about.
     """
 
     size: int
-    crop: bool
+    short_side: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool
@@ -71,19 +72,21 @@ class Preprocessing:
 
     def fit(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """An RGB image in the net's size."""
-        if self.crop:
-            return reading.centre_crop(image, self.size, _short_side(self.size))
+        if self.short_side is not None:
+            return reading.centre_crop(image, self.size, self.short_side)
         return reading.stretched(image, self.size)
 
     @property
     def resize(self) -> str:
         """How ``fit`` brings an image to its size, in words."""
-        how = f"short side to {_short_side(self.size)} pixels, centre of" if self.crop else "whole image stretched to"
+        cropped = f"short side to {self.short_side} pixels, centre of"
+        how = "whole image stretched to" if self.short_side is None else cropped
         return f"{how} {self.size}x{self.size}, bilinear"
 
 
-def _short_side(size: int) -> int:
-    crop, whole = _IMAGENET_SIDES
+def _short_side(size: int, sides: tuple[int, int]) -> int:
+    """The short side for crops of another ``size`` than that in ``sides``."""
+    crop, whole = sides
     return round(size * whole / crop)
 
 
@@ -119,7 +122,6 @@ def expected_by(
     if order == "bgr" and "channel_order" not in stored:
         assumed["channels"] = "blue, green, red, as the authors' nets take them"
 
-    crop = "image_size" not in stored and for_large_images
     if architecture.pool_size:
         usual_size = architecture.pool_size * architecture.shrinking
     else:
@@ -127,17 +129,22 @@ def expected_by(
     if size is None and "image_size" not in stored:
         whole = f"{usual_size}x{usual_size}"
         assumed["image size"] = (
-            f"short side {_short_side(usual_size)}, centre {whole}"
-            if crop
+            f"short side {_short_side(usual_size, _IMAGENET_SIDES)}, centre {whole}"
+            if for_large_images
             else f"{whole}, the whole image stretched to it"
         )
 
     names = class_names or stored.get("class_names") or (_CIFAR10_NAMES if cifar == "cifar10" else None)
     if class_names is None and "class_names" not in stored and architecture.num_classes:
         assumed["class names"] = "CIFAR-10's" if names else "none, classes are numbers counted from 0"
+    used_size: int = size or stored.get("image_size") or usual_size
+    sides = _IMAGENET_SIDES if for_large_images else None
+    if "image_size" in stored:
+        sides = (stored["image_size"], stored["short_side"]) if "short_side" in stored else None
+    short_side = _short_side(used_size, sides) if sides else None
     return Preprocessing(
-        size=size or stored.get("image_size") or usual_size,
-        crop=crop,
+        size=used_size,
+        short_side=short_side,
         mean=mean or stored.get("mean") or usual.statistics[0],
         std=std or stored.get("std") or usual.statistics[1],
         bgr=order == "bgr",
@@ -155,10 +162,11 @@ def _layout(architecture: Architecture, metadata: Mapping[str, str]) -> str:
 
 
 def _from_metadata(metadata: Mapping[str, str], num_classes: int) -> dict[str, Any]:
-    """``image_size``, ``mean``, ``std``, ``channel_order`` and ``class_names``, as far as the file has them."""
+    """What training writes of a net's input and its classes, as far as the file has it."""
     stored = {}
     for name, what, valid in (
         ("image_size", "a whole number of pixels", lambda value: type(value) is int and value > 0),
+        ("short_side", "a whole number of pixels", lambda value: type(value) is int and value > 0),
         ("mean", "three numbers", _is_three_numbers),
         ("std", "three numbers above 0", lambda value: _is_three_numbers(value) and min(value) > 0),
         ("channel_order", "rgb or bgr", lambda value: value in ("rgb", "bgr")),

@@ -1,6 +1,7 @@
 """Image files of any kind as pixels: found, decoded by several threads, brought to one size."""
 
 import collections
+import contextlib
 import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,9 +98,20 @@ def read(path: Path) -> Image.Image:
     Raises:
         ImageError: no such file, no image, a damaged one, or one of numbers whose range is unknown.
     """
+    with opened(path) as image:
+        return upright(image)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, of which only the header is read yet; errors of what is done with it inside name the file.
+
+    Raises:
+        ImageError: no such file, no image, or a damaged one.
+    """
     try:
         with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image))
+            yield image
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError ...
@@ -113,6 +125,15 @@ def read_as(path: Path, fit: Callable[[Image.Image], Result]) -> Result | ImageE
         return fit(read(path))
     except ImageError as error:
         return error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """What ``read`` makes of an opened image.
+
+    Raises:
+        ValueError: its numbers have an unknown range.
+    """
+    return _as_rgb(ImageOps.exif_transpose(image))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -140,9 +161,8 @@ def centre_crop(image: Image.Image, size: int, short_side: int) -> UInt8[np.ndar
     """The square in the middle of the image, once the image's short side has been brought to ``short_side``: what
     torchvision's ``Resize`` and ``CenterCrop`` do."""
     width, height = image.size
-    scale = min(width, height) / short_side
     # Resized sides are whole numbers, so a scale is not quite the same in both directions.
-    scaled = [int(side / scale) for side in image.size]
+    scaled = [int(short_side * side / min(width, height)) for side in image.size]
     starts = [round((side - size) / 2) for side in scaled]
     ratios = [side / whole for side, whole in zip(image.size, scaled, strict=True)]
     left, top = (start * ratio for start, ratio in zip(starts, ratios, strict=True))

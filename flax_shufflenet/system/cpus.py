@@ -4,7 +4,9 @@ import contextlib
 import math
 import os
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from flax_shufflenet.system import cgroups
 
 
 def available() -> int:
@@ -24,16 +26,7 @@ def cgroup_limit(root: Path = Path("/")) -> float:
     ``root`` is where the system's files lie. https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu and, for version
     1, https://docs.kernel.org/scheduler/sched-bwc.html.
     """
-    limits = [math.inf]
-    with contextlib.suppress(OSError, ValueError):  # another system, or one that hides them
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            mounted = "sys/fs/cgroup" if not controllers else f"sys/fs/cgroup/{controllers}"
-            if not controllers or "cpu" in controllers.split(","):
-                # In a container the group's own name may be the host's, and only the top is there.
-                for folder in (PurePosixPath(group), *PurePosixPath(group).parents):
-                    limits.append(_limit(root / mounted / folder.relative_to("/")))
-    return min(limits)
+    return min((_limit(folder) for folder in cgroups.folders("cpu", root)), default=math.inf)
 
 
 def _limit(folder: Path) -> float:

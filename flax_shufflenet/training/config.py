@@ -100,6 +100,10 @@ class RunOptions:
     test_flip: bool = False
     """Test on the mean of the scores of an image and its mirror image."""
 
+    pipeline: Literal["auto", "device", "stream"] = "auto"
+    """Where the images lie: all in the device's memory, or those of a FOLDER on disk, read batch by batch. auto takes
+    the device's memory while they fit a quarter of it."""
+
     out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: runs/DATASET_NET_SIZE)")] = None
     """Folder for the results."""
 
@@ -181,6 +185,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
         if self.skip_unreadable and self.dataset in DATASETS:
             raise OptionError(f"--skip_unreadable is for a folder of images, not for {self.dataset}")
+        if self.pipeline == "stream" and self.dataset in DATASETS:
+            raise OptionError(f"--pipeline stream is for a folder of images; {self.dataset} is small: leave it out")
         if self.test_share is not None and self.dataset in DATASETS:
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from flax_shufflenet import ops
-from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.system.versions import versions
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.evaluation import Evaluation
@@ -53,25 +53,34 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-def print_start(console: Console, config: Config, dataset: Dataset, net: str, assumed: str) -> None:
-    """The data, how the net gets it, the net, which ``net`` describes, the recipe and the folder.
+class StartLines(NamedTuple):
+    """For people: the pipeline and why it is that, the net, and whose input is assumed where the net to start from does
+    not say; empty where nothing is."""
 
-    ``assumed`` says whose input is assumed where the net to start from does not say; empty where nothing is.
-    """
-    side = dataset.train_images.shape[1]
+    pipeline: str
+    net: str
+    assumed: str
+
+
+def print_start(console: Console, config: Config, dataset: AnyDataset, said: StartLines) -> None:
+    """The data, how the net gets it, the net, the recipe and the folder."""
+    side, assumed = dataset.image_size, said.assumed
     console.print(
         f"data    {dataset.name} from {dataset.source}: {len(dataset.train_labels):,} training and "
         f"{len(dataset.test_labels):,} test images of {side}x{side}, {len(dataset.class_names)} classes"
     )
+    console.print(f"images  {said.pipeline}")
     console.print(f"input   {_input(dataset)}{f' (assumed, {config.init} does not say: {assumed})' if assumed else ''}")
-    console.print(f"net     {net}, {config.dtype}, on {_where()}")
+    console.print(f"net     {said.net}, {config.dtype}, on {_where()}")
     if why := _missing_engine():
         console.print(f"engine  {why}")
-    console.print(f"recipe  {describe(config, flip=dataset.flip)}, seed {config.seed}")
+    console.print(
+        f"recipe  {describe(config, flip=dataset.flip, resized=dataset.short_side is not None)}, seed {config.seed}"
+    )
     console.print(f"results {config.out_dir}")
 
 
-def _input(dataset: Dataset) -> str:
+def _input(dataset: AnyDataset) -> str:
     order = "blue, green, red" if dataset.bgr else "red, green, blue"
     if not any(dataset.mean) and len(set(dataset.std)) == 1:
         return f"{order}, values from 0 to {1 / dataset.std[0]:.4g}"
@@ -96,12 +105,13 @@ def _where() -> str:
     return f"{count} devices ({first.device_kind})" + (f" of {processes} processes" if processes > 1 else "")
 
 
-def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
+def describe_run(config: Config, dataset: AnyDataset) -> dict[str, Any]:
     """The first line of the metrics."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
     return {
         "config": options | {"out": str(config.out_dir)},
         "source": dataset.source,
+        "pipeline": dataset.pipeline,
         "train_images": len(dataset.train_labels),
         "test_images": len(dataset.test_labels),
         "device": jax.devices()[0].device_kind,
@@ -112,12 +122,13 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def net_metadata(config: Config, dataset: Dataset, evaluation: Evaluation, epochs: int) -> dict[str, str]:
+def net_metadata(config: Config, dataset: AnyDataset, evaluation: Evaluation, epochs: int) -> dict[str, str]:
     """What is kept beside the weights of a net that was trained for ``epochs`` epochs."""
     divided = {"test_share": json.dumps(config.test_share), "trained_on": dataset.trained_on}
     return {
         "dataset": dataset.name,
-        "image_size": json.dumps(dataset.train_images.shape[1]),
+        "image_size": json.dumps(dataset.image_size),
+        **({"short_side": json.dumps(dataset.short_side)} if dataset.short_side else {}),
         "class_names": json.dumps(dataset.class_names),
         "mean": json.dumps(dataset.mean),
         "std": json.dumps(dataset.std),

@@ -21,7 +21,7 @@ import numpy as np
 from jax._src import distributed  # for the client of the coordinator, which the public module keeps to itself
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from flax_shufflenet.errors import OptionError, TrainingError, one_line
 from flax_shufflenet.training.config import AUTO, Config
@@ -36,9 +36,10 @@ _ENDED_EARLY = "flax_shufflenet/ended_early"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_OF_GRACE = 1, 10
 
 _STEPS_BETWEEN_QUESTIONS = 20
-_REPLICATED = PartitionSpec()
+_REPLICATED, _DIVIDED = PartitionSpec(), PartitionSpec(BATCH_AXIS)
 
 Tree = TypeVar("Tree")
+MemoryStats = Mapping[str, int]
 
 
 # --- processes
@@ -206,8 +207,9 @@ def check_batch_size(batch_size: int, largest: int, mesh: Mesh | None) -> None:
     raise OptionError(f"--batch_size must be a multiple of {count}, the number of devices, such as {nearest}")
 
 
-def check_memory(needed: int, stats: Mapping[str, int] | None) -> None:
+def check_memory(needed: int, stats: MemoryStats | None, advice: str) -> None:
     """``needed`` bytes of images have to fit into a device that has these ``memory_stats``; some devices have none.
+    ``advice`` says what to do where they do not.
 
     Raises:
         TrainingError: they do not, whatever else is to lie there.
@@ -218,8 +220,30 @@ def check_memory(needed: int, stats: Mapping[str, int] | None) -> None:
     if needed > free:
         raise TrainingError(
             f"the images take {needed / 1e9:.2f} GB, and the device has {free / 1e9:.2f} GB free: all lie there while "
-            "training; take a smaller --image_size, or fewer images"
+            f"training; {advice}"
         )
+
+
+def place_batch(array: np.ndarray, mesh: Mesh | None) -> Array:
+    """A batch, of which each process has its own rows, in order, divided among the devices. It is copied: what it was
+    read into may be used again."""
+    if mesh is None:
+        return jax.numpy.array(array)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, _DIVIDED), np.array(array))
+
+
+def batch_template(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None) -> jax.ShapeDtypeStruct:
+    """What ``place_batch`` makes of a whole batch of this shape."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=None if mesh is None else NamedSharding(mesh, _DIVIDED))
+
+
+def own_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " n"]:
+    """The rows of a batch that this process's devices work on, in order."""
+    rows = np.arange(batch_size)
+    if mesh is None:
+        return rows
+    parts = NamedSharding(mesh, _DIVIDED).addressable_devices_indices_map((batch_size,))
+    return np.sort(np.concatenate([rows[index] for index in parts.values()]))
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
@@ -253,4 +277,4 @@ def shard(batch: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return batch
-    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, _DIVIDED))

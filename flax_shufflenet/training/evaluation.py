@@ -1,5 +1,6 @@
 """Class scores, loss and accuracy over a whole test set."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt8
 
+from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset, StreamedDataset
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import devices
@@ -44,8 +47,8 @@ def make_predict(
     ``batch_size`` images at a time.
     """
     count = len(images)
-    parts = 1 if mesh is None else mesh.size
-    batch_size = min(batch_size, -(-count // parts)) * parts
+    batch_size = _whole_batch_size(batch_size, count, mesh)
+    scores_of = _make_scores(network, mean, std, bgr=bgr, flip=flip)
 
     def logits_of_batch(
         parameters: list[Array],
@@ -55,11 +58,7 @@ def make_predict(
     ) -> Float[Array, "batch classes"]:
         # The last batch reaches beyond the end, and repeats the last image there.
         indices = devices.shard(jnp.minimum(start + jnp.arange(batch_size), count - 1))
-        batch = normalise(images[indices], mean, std, bgr=bgr)
-        views = (batch, batch[:, :, ::-1]) if flip else (batch,)
-        scores = [network.apply(parameters, statistics, view)[0] for view in views]
-        wide = [logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) for logits in scores]
-        return sum(wide[1:], wide[0]) / len(wide)
+        return scores_of(parameters, statistics, images[indices])
 
     run = devices.jit(logits_of_batch, mesh)
 
@@ -68,6 +67,65 @@ def make_predict(
         return np.concatenate(jax.device_get(batches))[:count]
 
     return predict
+
+
+def make_streamed_predict(
+    network: Functional,
+    dataset: StreamedDataset,
+    *,
+    flip: bool = False,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+) -> Predict:
+    """The same function for test images that are read from disk, each process its part of them.
+
+    Raises, when it is called:
+        ImageError: an image cannot be read.
+    """
+    count = len(dataset.test_labels)
+    batch_size = _whole_batch_size(batch_size, count, mesh)
+    rows = devices.own_rows(batch_size, mesh)
+    run = devices.jit(_make_scores(network, dataset.mean, dataset.std, bgr=dataset.bgr, flip=flip), mesh)
+
+    def predict(parameters: list[Array], statistics: list[Array]) -> Float[np.ndarray, "test classes"]:
+        starts = range(0, count, batch_size)
+        images = dataset.test_images([min(start + row, count - 1) for start in starts for row in rows.tolist()])
+        logits = []
+        for _ in starts:
+            batch = np.stack(list(itertools.islice(images, len(rows))))
+            logits.append(jax.device_get(run(parameters, statistics, devices.place_batch(batch, mesh))))
+        return np.concatenate(logits)[:count]
+
+    return predict
+
+
+def make_predict_of(network: Functional, dataset: AnyDataset, *, flip: bool, mesh: Mesh | None = None) -> Predict:
+    """The same function for a dataset's test images, wherever they lie."""
+    if not isinstance(dataset, Dataset):
+        return make_streamed_predict(network, dataset, flip=flip, mesh=mesh)
+    images = devices.replicate(jnp.asarray(dataset.test_images), mesh)
+    return make_predict(network, images, mean=dataset.mean, std=dataset.std, bgr=dataset.bgr, flip=flip, mesh=mesh)
+
+
+def _whole_batch_size(batch_size: int, count: int, mesh: Mesh | None) -> int:
+    """That of all devices together, with up to ``batch_size`` of ``count`` images on each."""
+    parts = 1 if mesh is None else mesh.size
+    return min(batch_size, -(-count // parts)) * parts
+
+
+def _make_scores(
+    network: Functional, mean: tuple[float, ...], std: tuple[float, ...], *, bgr: bool, flip: bool
+) -> Callable[[list[Array], list[Array], UInt8[Array, "batch h w 3"]], Float[Array, "batch classes"]]:
+    def scores_of(
+        parameters: list[Array], statistics: list[Array], images: UInt8[Array, "batch h w 3"]
+    ) -> Float[Array, "batch classes"]:
+        batch = normalise(images, mean, std, bgr=bgr)
+        views = (batch, batch[:, :, ::-1]) if flip else (batch,)
+        scores = [network.apply(parameters, statistics, view)[0] for view in views]
+        wide = [logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) for logits in scores]
+        return sum(wide[1:], wide[0]) / len(wide)
+
+    return scores_of
 
 
 def log_probabilities(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
@@ -82,18 +140,6 @@ def evaluate_logits(logits: Float[np.ndarray, "n classes"], labels: Int32[np.nda
     return Evaluation(float(losses.mean()), float(np.mean(logits.argmax(axis=1) == labels)))
 
 
-def make_evaluate(
-    network: Functional,
-    images: UInt8[Array, "test h w 3"],
-    labels: Int32[np.ndarray, " test"],
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    bgr: bool = False,
-    flip: bool = False,
-    batch_size: int = 256,
-    mesh: Mesh | None = None,
-) -> Evaluate:
-    """A function ``(parameters, statistics) -> Evaluation``; the rest as for ``make_predict``."""
-    predict = make_predict(network, images, mean=mean, std=std, bgr=bgr, flip=flip, batch_size=batch_size, mesh=mesh)
+def make_evaluate(predict: Predict, labels: Int32[np.ndarray, " test"]) -> Evaluate:
+    """A function ``(parameters, statistics) -> Evaluation`` on the images of these labels that ``predict`` is of."""
     return lambda parameters, statistics: evaluate_logits(predict(parameters, statistics), labels)

@@ -9,13 +9,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from flax_shufflenet.datasets import data
-from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.runs.metrics import MetricsWriter
@@ -23,10 +21,17 @@ from flax_shufflenet.runs.run import METRICS_FILE
 from flax_shufflenet.system import allocator, user_cache
 from flax_shufflenet.system.interruption import Interrupted, Interruption
 from flax_shufflenet.system.platforms import check_platforms
-from flax_shufflenet.training import checkpoints, devices, run_folder
+from flax_shufflenet.training import checkpoints, devices, pipeline, run_folder
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.description import describe_run, epoch_line, net_metadata, print_start, progress_bar
+from flax_shufflenet.training.description import (
+    StartLines,
+    describe_run,
+    epoch_line,
+    net_metadata,
+    print_start,
+    progress_bar,
+)
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.identity import check_same, identity
 from flax_shufflenet.training.program import Program
@@ -94,24 +99,28 @@ def _train(config: Config, console: Console) -> Evaluation:
     mesh = devices.make_mesh()
     writes = devices.is_first_process()
     with devices.all_or_none():
-        dataset, model, net, assumed = _prepare(config, mesh)
+        dataset, model, said = _prepare(config, mesh)
         if writes and config.force:
             _remove_results(out_dir)
     advice = "make room, and the same command goes on from the last checkpoint, if it is given without --force"
     with run_folder.full_disk_is_one_line(out_dir, advice), Checkpoints(out_dir / CHECKPOINTS) as saved:
-        print_start(console, config, dataset, net, assumed)
+        print_start(console, config, dataset, said)
         program = Program(model, config, dataset, mesh)
-        start = _start(config, dataset, program, saved, console)
-        console.print("compiling the train step")
-        program.compile()
-        allocator.give_back_freed_memory()
-        board = out_dir / "tensorboard" if config.tensorboard and writes else None
-        metrics_file = out_dir / METRICS_FILE if writes else None
-        with Interruption() as interruption, MetricsWriter(metrics_file, start.records, tensorboard=board) as metrics:
-            try:
-                state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
-            except FloatingPointError as error:
-                raise TrainingError(_not_finite(error, saved)) from None
+        with contextlib.closing(program.feed):
+            start = _start(config, dataset, program, saved, console)
+            console.print("compiling the train step")
+            program.compile()
+            allocator.give_back_freed_memory()
+            board = out_dir / "tensorboard" if config.tensorboard and writes else None
+            metrics_file = out_dir / METRICS_FILE if writes else None
+            with (
+                Interruption() as interruption,
+                MetricsWriter(metrics_file, start.records, tensorboard=board) as metrics,
+            ):
+                try:
+                    state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
+                except FloatingPointError as error:
+                    raise TrainingError(_not_finite(error, saved)) from None
         evaluation = _evaluation(metrics.records[-1])
         if writes:
             save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
@@ -121,20 +130,12 @@ def _train(config: Config, console: Console) -> Evaluation:
     return evaluation
 
 
-def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, str, str]:
-    """The data, the net to start from, what there is to say of it, and whose way of taking images is assumed for it."""
+def _prepare(config: Config, mesh: Mesh | None) -> tuple[AnyDataset, ShuffleNetV2, StartLines]:
+    """The data, the net to start from, and what there is to say of them."""
     saved = read_init(config)
-    dataset = data.load(
-        config.dataset,
-        config.data_dir,
-        image_size=image_size(config, saved),
-        test_share=config.test_share,
-        skip_unreadable=config.skip_unreadable,
-    )
+    dataset, why = pipeline.load(config, image_size(config, saved))
     dataset = as_expected(dataset, saved)
     dataset = dataclasses.replace(dataset, flip=dataset.flip and not config.no_flip)
-    images = dataset.train_images.nbytes + dataset.test_images.nbytes
-    devices.check_memory(images, jax.local_devices()[0].memory_stats())
     count = len(dataset.train_labels)
     if config.batch_size > count:
         raise OptionError(
@@ -142,7 +143,7 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[Dataset, ShuffleNetV2, 
         )
     devices.check_batch_size(config.batch_size, count, mesh)
     model, net = initial_model(config, dataset, saved)
-    return dataset, model, net, saved.assumed if saved else ""
+    return dataset, model, StartLines(why, net, saved.assumed if saved else "")
 
 
 def _remove_results(out_dir: Path) -> None:
@@ -162,7 +163,7 @@ class _Start(NamedTuple):
     sums: Sums | None = None
 
 
-def _start(config: Config, dataset: Dataset, program: Program, saved: Checkpoints, console: Console) -> _Start:
+def _start(config: Config, dataset: AnyDataset, program: Program, saved: Checkpoints, console: Console) -> _Start:
     """The newest checkpoint, or the very beginning."""
     ours = identity(config, dataset, program.architecture)
     description = describe_run(config, dataset)
@@ -183,6 +184,7 @@ def _start(config: Config, dataset: Dataset, program: Program, saved: Checkpoint
             raise TrainingError(f"--resume: there is no checkpoint in {saved.folder} to go on from")
         return _Start(0, program.initial, ours, [description])
     console.print(f"resume  {saved.path(found.step)}, {found.step} of {program.total_steps} steps are done")
+    program.feed.restore(found.record["feed"])
     records = found.record["metrics"]
     for name in ("device", "devices", "processes", "platform", "versions"):
         if records[0].get(name) != description[name]:
@@ -192,7 +194,7 @@ def _start(config: Config, dataset: Dataset, program: Program, saved: Checkpoint
 
 def _epochs(
     config: Config,
-    dataset: Dataset,
+    dataset: AnyDataset,
     program: Program,
     start: _Start,
     saved: Checkpoints,
@@ -210,7 +212,12 @@ def _epochs(
     best = max((_evaluation(record).accuracy for record in metrics.records[1:]), default=-math.inf)
 
     def keep(step: int, sums: Sums | None = None, *, best: bool = False) -> None:
-        record = {"identity": start.identity, "metrics": list(metrics.records), "sums": sums}
+        record = {
+            "identity": start.identity,
+            "metrics": list(metrics.records),
+            "sums": sums,
+            "feed": program.feed.state(),
+        }
         saved.save(step, state, record, best=best)
 
     with progress_bar(console) as progress:

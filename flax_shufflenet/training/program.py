@@ -1,41 +1,37 @@
-"""What a run computes: its first state, its step, its evaluation, on data that lies on the devices."""
+"""What a run computes: its first state, its step, its evaluation."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32
 
 from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.functional import split
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.evaluation import Evaluation, make_evaluate
+from flax_shufflenet.training.evaluation import Evaluation, make_evaluate, make_predict_of
+from flax_shufflenet.training.feed import Order, ResidentFeed, StreamFeed
 from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.step import (
     StepMetrics,
     TrainState,
-    epoch_order,
     final_arrays,
     initial_state,
     make_optimizer,
     make_schedule,
-    make_train_step,
 )
 
 
 class Program:
     """Follows from the options and the data alone; where a run stands is in its ``TrainState``.
 
-    Epochs and steps are counted from 1. ``initial`` is the state before step 1.
+    Epochs and steps are counted from 1. ``initial`` is the state before step 1. ``feed`` brings the images.
     """
 
-    def __init__(self, model: ShuffleNetV2, config: Config, dataset: Dataset, mesh: Mesh | None = None) -> None:
+    def __init__(self, model: ShuffleNetV2, config: Config, dataset: AnyDataset, mesh: Mesh | None = None) -> None:
         """``model`` is the net to start from, in train mode; it comes out in eval mode."""
-        self._mesh = mesh
-        self._seed = config.seed
-        self._count = len(dataset.train_labels)
-        self.steps_per_epoch = self._count // config.batch_size
+        self.steps_per_epoch = len(dataset.train_labels) // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.architecture = model.architecture
 
@@ -48,35 +44,28 @@ class Program:
         initial = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0, trained=trained)
         self.initial: TrainState = devices.replicate(initial, mesh)
 
-        self._images, self._labels = devices.replicate((dataset.train_images, dataset.train_labels), mesh)
-        self._step = make_train_step(network, optimizer, config, dataset, mesh=mesh, trained=trained)
-        self._evaluate = make_evaluate(
-            self._eval_network,
-            devices.replicate(jnp.asarray(dataset.test_images), mesh),
-            dataset.test_labels,
-            mean=dataset.mean,
-            std=dataset.std,
-            bgr=dataset.bgr,
-            flip=config.test_flip,
-            mesh=mesh,
-        )
+        in_memory = isinstance(dataset, Dataset)
+        self.feed = ResidentFeed(dataset, config, mesh) if in_memory else StreamFeed(dataset, config, mesh)
+        self._step = self.feed.make_train_step(network, optimizer, config, dataset, mesh=mesh, trained=trained)
+        predict = make_predict_of(self._eval_network, dataset, flip=config.test_flip, mesh=mesh)
+        self._evaluate = make_evaluate(predict, dataset.test_labels)
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the step, so that the first epoch is as fast as the others; returns it, to be looked at.
 
         It is compiled for ``initial``, whatever state a run then starts from, so that it is always the same program.
         """
-        lowered = self._step.lower(self.initial, self._images, self._labels, self.order(1))
+        lowered = self._step.lower(self.initial, *self.feed.template())
         self._compiled_step = lowered.compile()
         return self._compiled_step
 
-    def order(self, epoch: int) -> Int32[Array, " train"]:
-        """The order in which an epoch goes through the training images."""
-        return devices.replicate(epoch_order(self._seed, epoch - 1, self._count), self._mesh)
+    def order(self, epoch: int) -> Order:
+        """The order in which an epoch goes through the training images; None where the feed keeps it."""
+        return self.feed.order(epoch)
 
-    def step(self, state: TrainState, order: Int32[Array, " train"]) -> tuple[TrainState, StepMetrics]:
+    def step(self, state: TrainState, order: Order) -> tuple[TrainState, StepMetrics]:
         """One step, not waited for. The state that goes in is donated; ``order`` is that of the step's epoch."""
-        return self._compiled_step(state, self._images, self._labels, order)
+        return self._compiled_step(state, *self.feed.arguments(order))
 
     def learning_rate(self, step: int) -> float:
         """Of one step."""

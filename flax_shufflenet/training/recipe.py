@@ -13,8 +13,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def describe(options: TrainingOptions, *, flip: bool) -> str:
-    """One line that names every part of a recipe that is in use. ``flip``: images are mirrored at random."""
+def describe(options: TrainingOptions, *, flip: bool, resized: bool = False) -> str:
+    """One line that names every part of a recipe that is in use. ``flip``: images are mirrored at random; ``resized``:
+    so are the sizes of their crops."""
     warmup = f" after {options.warmup_epochs:g} epochs of warm-up" if options.warmup_epochs else ""
     decayed = "" if options.decayed == "all" else " on kernels alone"
     parts = [
@@ -24,7 +25,7 @@ def describe(options: TrainingOptions, *, flip: bool) -> str:
         f"SGD with Nesterov momentum {options.momentum}",
         f"learning rate {options.learning_rate} to 0 along a cosine{warmup}",
         f"weight decay {options.weight_decay}{decayed}",
-        f"crop{' and flip' if flip else ''}",
+        f"{'random resized crop' if resized else 'crop'}{' and flip' if flip else ''}",
     ]
     if options.random_erasing:
         parts.append(f"random erasing {options.random_erasing}")

@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from rich.console import Console
 
-from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import TrainingError, one_line
 from flax_shufflenet.functional import split
 from flax_shufflenet.runs import plots
 from flax_shufflenet.runs.run import Run, duration, percent, read_run, wilson_interval
 from flax_shufflenet.system.files import write_whole
-from flax_shufflenet.training.evaluation import log_probabilities, make_predict
+from flax_shufflenet.training.evaluation import log_probabilities, make_predict_of
 from flax_shufflenet.training.run_folder import full_disk_is_one_line
 from flax_shufflenet.weights import load
 
@@ -33,7 +32,7 @@ class _Judged(NamedTuple):
     counts: Int[np.ndarray, "classes classes"]
 
 
-def try_report(folder: Path, net_file: Path, dataset: Dataset, console: Console) -> None:
+def try_report(folder: Path, net_file: Path, dataset: AnyDataset, console: Console) -> None:
     """``write_report``, and a line that says where. A failure is one line too: the run itself is done and saved.
 
     Raises:
@@ -50,7 +49,7 @@ def try_report(folder: Path, net_file: Path, dataset: Dataset, console: Console)
         console.print(f"report  {page}")
 
 
-def write_report(folder: Path, net_file: Path, dataset: Dataset) -> Path:
+def write_report(folder: Path, net_file: Path, dataset: AnyDataset) -> Path:
     """Runs the net that a run has saved over the test set, and writes the page and its pictures to ``folder``.
 
     Returns:
@@ -78,12 +77,11 @@ def write_report(folder: Path, net_file: Path, dataset: Dataset) -> Path:
     return folder / REPORT_FILE
 
 
-def _judge(run: Run, net_file: Path, dataset: Dataset) -> tuple[_Judged, int]:
+def _judge(run: Run, net_file: Path, dataset: AnyDataset) -> tuple[_Judged, int]:
     """And the net's number of trainable parameters."""
     model = load(net_file, dtype=run.options["dtype"])
     network, parameters, statistics = split(model)
-    images, flip = jnp.asarray(dataset.test_images), run.options.get("test_flip", False)
-    predict = make_predict(network, images, mean=dataset.mean, std=dataset.std, bgr=dataset.bgr, flip=flip)
+    predict = make_predict_of(network, dataset, flip=run.options.get("test_flip", False))
     logits = predict(parameters, statistics)
     predicted = logits.argmax(axis=1)
     classes = len(dataset.class_names)
@@ -91,19 +89,19 @@ def _judge(run: Run, net_file: Path, dataset: Dataset) -> tuple[_Judged, int]:
     return _Judged(log_probabilities(logits), predicted, counts), sum(array.size for array in parameters)
 
 
-def _hardest_images(judged: _Judged, dataset: Dataset) -> list[plots.HardImage]:
+def _hardest_images(judged: _Judged, dataset: AnyDataset) -> list[plots.HardImage]:
     """Those wrongly classified to whose true class the net gives the least probability, the worst first."""
     of_truth = judged.log_probabilities[np.arange(len(dataset.test_labels)), dataset.test_labels]
     wrong = np.flatnonzero(judged.predicted != dataset.test_labels)
     worst = wrong[np.argsort(of_truth[wrong], kind="stable")][:_HARDEST_IMAGES]
     return [
         plots.HardImage(
-            dataset.test_images[index],
+            dataset.test_image(index),
             dataset.class_names[dataset.test_labels[index]],
             dataset.class_names[judged.predicted[index]],
             float(np.exp(judged.log_probabilities[index, judged.predicted[index]])),
         )
-        for index in worst
+        for index in worst.tolist()
     ]
 
 
@@ -115,7 +113,7 @@ def _net(run: Run) -> str:
     return f"ShuffleNetV2 {size}" if size else "ShuffleNetV2"
 
 
-def _page(title: str, run: Run, dataset: Dataset, judged: _Judged, parameters: int, *, hardest: int) -> list[str]:
+def _page(title: str, run: Run, dataset: AnyDataset, judged: _Judged, parameters: int, *, hardest: int) -> list[str]:
     right, count = int(np.trace(judged.counts)), len(dataset.test_labels)
     lines = [
         f"# {title}",
@@ -177,7 +175,7 @@ def _figures(run: Run, right: int, count: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _circumstances(run: Run, dataset: Dataset, parameters: int) -> list[tuple[str, str]]:
+def _circumstances(run: Run, dataset: AnyDataset, parameters: int) -> list[tuple[str, str]]:
     said = run.description
     versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
     return [
@@ -192,7 +190,7 @@ def _circumstances(run: Run, dataset: Dataset, parameters: int) -> list[tuple[st
     ]
 
 
-def _classes(judged: _Judged, dataset: Dataset) -> list[tuple[str, ...]]:
+def _classes(judged: _Judged, dataset: AnyDataset) -> list[tuple[str, ...]]:
     """The worst class first."""
     rows = []
     totals, rights = judged.counts.sum(axis=1), np.diag(judged.counts)

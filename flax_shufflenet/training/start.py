@@ -13,7 +13,7 @@ from flax_shufflenet import weights
 from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
 from flax_shufflenet.datasets import held_out
 from flax_shufflenet.datasets.catalogue import DATASETS
-from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import OptionError, TrainingError, one_line
 from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
 from flax_shufflenet.model import ShuffleNetV2
@@ -80,7 +80,7 @@ def image_size(config: Config, saved: SavedNet | None) -> int:
     return side
 
 
-def as_expected(dataset: Dataset, saved: SavedNet | None) -> Dataset:
+def as_expected(dataset: AnyDataset, saved: SavedNet | None) -> AnyDataset:
     """The dataset with the normalisation and the order of the channels that the net to start from was trained with.
 
     Raises:
@@ -100,7 +100,7 @@ def as_expected(dataset: Dataset, saved: SavedNet | None) -> Dataset:
     return dataclasses.replace(dataset, mean=saved.expected.mean, std=saved.expected.std, bgr=saved.expected.bgr)
 
 
-def initial_model(config: Config, dataset: Dataset, saved: SavedNet | None) -> tuple[ShuffleNetV2, str]:
+def initial_model(config: Config, dataset: AnyDataset, saved: SavedNet | None) -> tuple[ShuffleNetV2, str]:
     """The net in train mode, and a line that says what it is.
 
     Raises:
@@ -117,7 +117,7 @@ def _random(config: Config, architecture: Architecture) -> ShuffleNetV2:
     return ShuffleNetV2(architecture, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed))
 
 
-def _fine_tuned(config: Config, saved: SavedNet, dataset: Dataset) -> tuple[ShuffleNetV2, str]:
+def _fine_tuned(config: Config, saved: SavedNet, dataset: AnyDataset) -> tuple[ShuffleNetV2, str]:
     path, model = saved.path, saved.model
     if config.net_size is not None and not _has_size(model.architecture, config.net_size):
         raise OptionError(
@@ -137,7 +137,7 @@ def _has_size(architecture: Architecture, net_size: float) -> bool:
     return (architecture.stage_widths, architecture.last_width) in {(net.stage_widths, net.last_width) for net in sized}
 
 
-def _why_another_head(architecture: Architecture, class_names: tuple[str, ...] | None, dataset: Dataset) -> str:
+def _why_another_head(architecture: Architecture, class_names: tuple[str, ...] | None, dataset: AnyDataset) -> str:
     """Why the saved classifier is of no use for this dataset; empty where it is."""
     if not architecture.num_classes:
         return "the net has none"

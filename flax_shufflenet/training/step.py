@@ -5,7 +5,6 @@ is exactly repeatable, and all that says where it stands is ``TrainState``.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, cast
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int, Int32, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
-from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import devices
@@ -23,9 +22,7 @@ from flax_shufflenet.training.augmentation import augment, erase
 from flax_shufflenet.training.averaging import Averages, update_averages
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.freezing import Trained
-
-# Independent streams of random numbers, all drawn from the one seed.
-_ORDER, _AUGMENTATION, _ERASING, _DROPOUT = 0, 1, 2, 3
+from flax_shufflenet.training.random_streams import Stream, step_key
 
 
 class TrainState(NamedTuple):
@@ -111,23 +108,13 @@ def final_arrays(state: TrainState) -> tuple[list[Array], list[Array]]:
     return state.averages or (state.parameters, state.statistics)
 
 
-def _key(seed: int, stream: int) -> Key[Array, ""]:
-    return jax.random.fold_in(jax.random.key(seed), stream)
-
-
-@partial(jax.jit, static_argnames=("seed", "count"))
-def epoch_order(seed: int, epoch: int | Int[Array, ""], count: int) -> Int32[Array, " count"]:
-    """The order in which epoch ``epoch``, counted from 0, goes through ``count`` images."""
-    return jax.random.permutation(jax.random.fold_in(_key(seed, _ORDER), epoch), jnp.arange(count, dtype=jnp.int32))
-
-
 def make_batch(
     step: int | Int32[Array, ""],
     images: UInt8[Array, "train h w 3"],
     labels: Int32[Array, " train"],
     order: Int32[Array, " train"],
     config: Config,
-    dataset: Dataset,
+    dataset: AnyDataset,
 ) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
     """The augmented and normalised images of step ``step``, counted from 0, and their labels.
 
@@ -135,17 +122,24 @@ def make_batch(
     """
     start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
     indices = devices.shard(jax.lax.dynamic_slice(order, (start,), (config.batch_size,)))
-    key = jax.random.fold_in(_key(config.seed, _AUGMENTATION), step)
-    augmented = augment(key, images[indices], flip=dataset.flip)
-    batch = normalise(augmented, dataset.mean, dataset.std, bgr=dataset.bgr)
+    return augmented_batch(step, images[indices], config, dataset), labels[indices]
+
+
+def augmented_batch(
+    step: int | Int32[Array, ""], images: UInt8[Array, "n h w 3"], config: Config, dataset: AnyDataset
+) -> Float32[Array, "n h w 3"]:
+    """The images of step ``step``, counted from 0, as the net sees them."""
+    if dataset.short_side is None:  # otherwise they come cropped and mirrored
+        images = augment(step_key(config.seed, Stream.AUGMENTATION, step), images, flip=dataset.flip)
+    batch = normalise(images, dataset.mean, dataset.std, bgr=dataset.bgr)
     if config.random_erasing:
-        batch = erase(jax.random.fold_in(_key(config.seed, _ERASING), step), batch, probability=config.random_erasing)
-    return batch, labels[indices]
+        batch = erase(step_key(config.seed, Stream.ERASING, step), batch, probability=config.random_erasing)
+    return batch
 
 
 def dropout_rngs(seed: int, step: int | Int32[Array, ""]) -> nnx.Rngs:
     """What the net of step ``step``, counted from 0, draws the features from that it drops."""
-    return nnx.Rngs(dropout=jax.random.fold_in(_key(seed, _DROPOUT), step))
+    return nnx.Rngs(dropout=step_key(seed, Stream.DROPOUT, step))
 
 
 Update = Callable[[TrainState, Float32[Array, "n h w 3"], Int32[Array, " n"]], tuple[TrainState, StepMetrics]]
@@ -192,7 +186,7 @@ def make_train_step(
     network: Functional,
     optimizer: optax.GradientTransformation,
     config: Config,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     mesh: Mesh | None = None,
     trained: Trained | None = None,
@@ -213,5 +207,27 @@ def make_train_step(
         order: Int32[Array, " train"],
     ) -> tuple[TrainState, StepMetrics]:
         return update(state, *make_batch(state.step, images, labels, order, config, dataset))
+
+    return devices.jit(step, mesh, donate_argnums=0)
+
+
+def make_streamed_train_step(
+    network: Functional,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    dataset: AnyDataset,
+    *,
+    mesh: Mesh | None = None,
+    trained: Trained | None = None,
+) -> jax.stages.Wrapped:
+    """The jitted step ``(state, images, labels) -> (state, metrics)`` on a batch that comes from outside the device;
+    with a ``mesh``, each device has its part of it. The rest as for ``make_train_step``."""
+    update = make_update(network, optimizer, config, trained)
+
+    def step(
+        state: TrainState, images: UInt8[Array, "n h w 3"], labels: Int32[Array, " n"]
+    ) -> tuple[TrainState, StepMetrics]:
+        batch = augmented_batch(state.step, devices.shard(images), config, dataset)
+        return update(state, batch, devices.shard(labels))
 
     return devices.jit(step, mesh, donate_argnums=0)

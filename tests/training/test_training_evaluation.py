@@ -36,15 +36,10 @@ def test_every_batch_size_gives_numpys_result(model, small_dataset, batch_size):
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(10), labels]
 
     network, parameters, statistics = split(model)
-    evaluate = make_evaluate(
-        network,
-        jnp.asarray(images),
-        labels,
-        mean=small_dataset.mean,
-        std=small_dataset.std,
-        batch_size=batch_size,
+    predict = make_predict(
+        network, jnp.asarray(images), mean=small_dataset.mean, std=small_dataset.std, batch_size=batch_size
     )
-    result = evaluate(parameters, statistics)
+    result = make_evaluate(predict, labels)(parameters, statistics)
     assert result.accuracy == np.mean(logits.argmax(1) == labels)
     np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-4)
 

@@ -75,7 +75,7 @@ def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
     dataset = data.load(str(folder), tmp_path, image_size=16)
     metadata = net_metadata(config, dataset, Evaluation(0.1, 0.9), 1)
     expected = expected_by(fs.seed(0.5, 2), metadata)
-    assert (expected.size, expected.crop, expected.class_names) == (16, False, ("bright", "dark"))
+    assert (expected.size, expected.short_side, expected.class_names) == (16, None, ("bright", "dark"))
     assert (expected.mean, expected.std) == (dataset.mean, dataset.std)
     assert expected.assumed == {}
     assert metadata["dataset"] == str(folder)

@@ -16,11 +16,9 @@ from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training.augmentation import augment
 from flax_shufflenet.training.averaging import Averages
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.random_streams import Stream, epoch_order, step_key
 from flax_shufflenet.training.step import (
-    _AUGMENTATION,
-    _key,
     cross_entropy,
-    epoch_order,
     final_arrays,
     initial_state,
     make_optimizer,
@@ -102,7 +100,7 @@ def test_steps_follow_pytorchs_sgd_written_by_hand(runner):
 
     for number in range(steps):
         indices = np.asarray(epoch_order(4, number // 2, 21))[number % 2 * 8 :][:8]
-        key = jax.random.fold_in(_key(4, _AUGMENTATION), number)
+        key = step_key(4, Stream.AUGMENTATION, number)
         images = normalise(augment(key, runner.images[indices], flip=True), dataset.mean, dataset.std)
         arrays = [jnp.asarray(leaf, jnp.float32) for leaf in parameters]
         (loss, statistics), gradients = loss_and_gradients(arrays, statistics, images, runner.labels[indices])

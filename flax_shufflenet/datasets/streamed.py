@@ -1,0 +1,155 @@
+"""A folder of images that stays on disk: what there is to know of it, and its files, to be read batch by batch."""
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from flax_shufflenet.datasets.data import Dataset, DatasetFacts, channel_statistics
+from flax_shufflenet.datasets.image_folder import ImageFiles, Parts, refuse_or_skip
+from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.images.cropping import random_crop
+from flax_shufflenet.images.reading import ImageError, centre_crop, in_threads, read, read_as, stretched
+
+# Up to this side, images are stretched to a square, and cropped and mirrored by the train step, as those in memory are.
+LARGEST_STRETCHED = 64
+
+# Larger ones are tested as torchvision's newer recipes do: their short side is brought to 232/224 of the size.
+_TESTED_SIDES = (224, 232)
+
+# Mean and standard deviation are those of so many training images.
+_SAMPLE = 2000
+
+_AHEAD = 64  # images that are decoded before they are asked for
+
+
+class FileNames:
+    """Paths in a few bytes each: processes that read images get a copy of all."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
+        self._folder = folder
+        self._names = np.array([os.fsencode(path.relative_to(folder)) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: int) -> Path:
+        return self._folder / os.fsdecode(self._names[row])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamedDataset(DatasetFacts):
+    """Image files, and how they are brought to ``image_size`` x ``image_size``.
+
+    ``short_side`` is that of a test image before its centre is cut out, where training takes random crops; None where
+    all are stretched. ``skip_unreadable``: another image takes the place of a training image that cannot be read.
+    """
+
+    train_files: FileNames
+    test_files: FileNames
+    image_size: int
+    skip_unreadable: bool
+
+    pipeline: ClassVar[str] = "stream"
+
+    @property
+    def short_side(self) -> int | None:
+        if self.image_size <= LARGEST_STRETCHED:
+            return None
+        crop, whole = _TESTED_SIDES
+        return round(self.image_size * whole / crop)
+
+    def train_image(self, row: int, random: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+        """One of the training images; where it is not stretched, a random part of it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        path = self.train_files[row]
+        if self.short_side is None:
+            return stretched(read(path), self.image_size)
+        return random_crop(path, self.image_size, random, flip=self.flip)
+
+    def test_image(self, row: int) -> UInt8[np.ndarray, "size size 3"]:
+        """One of the test images.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        image = read(self.test_files[row])
+        if self.short_side is None:
+            return stretched(image, self.image_size)
+        return centre_crop(image, self.image_size, self.short_side)
+
+    def test_images(self, rows: Sequence[int]) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+        """These test images, in order, decoded by several threads."""
+        return in_threads(self.test_image, rows, ahead=_AHEAD)
+
+    def fingerprint(self) -> str:
+        """The same for files of the same names, sizes and classes alone, wherever their folder lies."""
+        digest = hashlib.sha256()
+        for files, labels in ((self.train_files, self.train_labels), (self.test_files, self.test_labels)):
+            digest.update(files._names.tobytes() + labels.tobytes())
+            digest.update(np.array([path.stat().st_size for path in files], np.int64).tobytes())
+        return digest.hexdigest()
+
+
+AnyDataset = Dataset | StreamedDataset
+
+
+def open_stream(parts: Parts, image_size: int, *, skip_unreadable: bool) -> StreamedDataset:
+    """The files as a dataset. The test images and a sample of the training images are read once, to see whether they
+    can be, and for the sample's mean and standard deviation.
+
+    Raises:
+        TrainingError: one of these cannot be read, or the sample is all of one colour.
+    """
+    train, test = parts.train, parts.test
+    readable, unreadable = _readable(test)
+    sample = np.unique(np.linspace(0, len(train.paths) - 1, _SAMPLE).round().astype(int))
+    unreadable = [*train.unreadable, *test.unreadable, *unreadable]
+
+    def sampled() -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+        paths = [train.paths[row] for row in sample]
+        images = in_threads(lambda path: read_as(path, lambda whole: stretched(whole, image_size)), paths, ahead=_AHEAD)
+        for image in images:
+            if isinstance(image, ImageError):
+                unreadable.append(image)
+            else:
+                yield image
+
+    images = sampled()
+    first = next(images, None)
+    statistics = channel_statistics(itertools.chain([first], images)) if first is not None else None
+    refuse_or_skip(unreadable, parts.folder, skip=skip_unreadable)
+    if statistics is None:
+        raise TrainingError(f"{train.folder}: no image that can be read to train on")
+    mean, std = statistics
+    if not readable.any():
+        raise TrainingError(f"{test.folder}: no image that can be read to test on")
+    if min(std) == 0:
+        raise TrainingError(f"{train.folder}: all its images are of one colour")
+    test = test.only(readable)
+    return StreamedDataset(
+        **parts.facts,
+        train_files=FileNames(train.folder, train.paths),
+        train_labels=train.labels,
+        test_files=FileNames(test.folder, test.paths),
+        test_labels=test.labels,
+        mean=mean,
+        std=std,
+        image_size=image_size,
+        skip_unreadable=skip_unreadable,
+    )
+
+
+def _readable(files: ImageFiles) -> tuple[np.ndarray, list[ImageError]]:
+    """Which of the files can be read, and what is wrong with the others."""
+    found = list(in_threads(lambda path: read_as(path, lambda _: None), files.paths, ahead=_AHEAD))
+    return np.array([error is None for error in found], bool), [error for error in found if error is not None]
