@@ -14,10 +14,11 @@ import pytest
 from flax import nnx
 
 import flax_shufflenet as fs
-from benchmarks import floor, layouts, profile, refusals, summary
+from benchmarks import floor, layouts, photographs, profile, refusals, summary
 from benchmarks.case import Case
 from benchmarks.harness import Result
 from benchmarks.stock_flax import with_weights_of
+from flax_shufflenet.datasets import image_folder
 from flax_shufflenet.functional import split
 from flax_shufflenet.ops.batch_norm import batch_norm
 from flax_shufflenet.ops.convolution import conv2d
@@ -215,3 +216,13 @@ def test_a_refusal_in_the_table_of_layouts_is_the_converters_own() -> None:
 def test_the_page_of_refusals_is_what_is_said() -> None:
     page = (ROOT / "docs" / "refusals.md").read_text().splitlines()
     assert list(refusals.table()) == [line for line in page if line.startswith("|")]
+
+
+def test_the_photographs_are_a_folder_to_train_on_whose_parts_share_no_pixel(tmp_path):
+    folder = tmp_path / "photographs"
+    assert photographs.write_folder(folder, copies=2) == 2 * 480 + 60
+    parts = image_folder.find_parts(folder, None)
+    assert parts.train.class_names == ("china", "flower")
+    assert (len(parts.train.paths), len(parts.test.paths)) == (960, 60)
+    train, test = ({int(path.name.split("_")[1]) for path in files.paths} for files in (parts.train, parts.test))
+    assert max(train) + 192 <= min(test)

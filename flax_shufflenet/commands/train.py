@@ -25,7 +25,7 @@ from flax_shufflenet.training.recipe import RECIPES
 class _CommandLine:
     """Trains ShuffleNetV2 and saves it as net.safetensors, with one line of JSON per epoch in metrics.jsonl."""
 
-    recipe: Literal["published", "fast"] = "published"
+    recipe: Literal["published", "fast", "imagenet"] = "published"
     """Sets the defaults of the training options; `--recipe fast --help` shows them."""
 
     task: TaskOptions

@@ -128,12 +128,15 @@ def read_as(path: Path, fit: Callable[[Image.Image], Result]) -> Result | ImageE
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """What ``read`` makes of an opened image.
+    """What ``read`` makes of an opened image, which is changed.
 
     Raises:
         ValueError: its numbers have an unknown range.
     """
-    return _as_rgb(ImageOps.exif_transpose(image))
+    # Neither of the two makes a copy of an image that is as it should be.
+    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    return _as_rgb(image)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -147,7 +150,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def stretched(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:

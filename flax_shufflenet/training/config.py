@@ -8,11 +8,15 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from flax_shufflenet.architecture import seed
+from flax_shufflenet.architecture import FAMILIES, preset
 from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 
 AUTO = "auto"
+
+DEFAULT_FAMILY = "seed"
+# The others are backbones of detectors, which have no classes.
+FAMILIES_TO_TRAIN = tuple(family for family in FAMILIES if preset(family).num_classes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,10 @@ class TaskOptions:
     net_size: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 1.0, or INIT's)")] = None
     """Width of the net: 0.5, 1.0, 1.5 or 2.0."""
 
+    family: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: seed, or INIT's)")] = None
+    """Whose ShuffleNetV2 a new net is: seed, kuangliu, chenyaofo and weiaicunzai for small images; torchvision, megvii,
+    ericsun99, mmpretrain, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
+
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
     """Fine-tuning: a net.safetensors to start from. Its classifier is made anew if the classes are others, and it gets
     images as it got them before: its size, normalisation and order of the channels."""
@@ -30,7 +38,7 @@ class TaskOptions:
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,
     the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val, valid, validation); any kind that Pillow reads."""
 
-    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 32, or INIT's)")] = None
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the net's)")] = None
     """Side of the squares that a folder's images are stretched to. The other datasets are 32x32."""
 
     test_share: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(FOLDER has a test part)")] = None
@@ -169,9 +177,13 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
     def __post_init__(self) -> None:
         if self.net_size is None and self.init is None:
             object.__setattr__(self, "net_size", 1.0)
+        if self.family is not None and self.init is not None:
+            raise OptionError("--family is for a new net, and INIT has its own: leave it out")
+        if self.family is not None and self.family not in FAMILIES_TO_TRAIN:
+            raise OptionError(f"--family must be one of {', '.join(FAMILIES_TO_TRAIN)}, not {self.family}")
         if self.net_size is not None:
             try:
-                seed(self.net_size)
+                preset(self.family or DEFAULT_FAMILY, self.net_size)
             except ValueError as error:
                 raise OptionError(f"--{error}") from None
         check_dataset(self.dataset)
@@ -220,5 +232,6 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
     @property
     def out_dir(self) -> Path:
         """The folder for the results, as given or by default."""
-        name = "fine_tuned" if self.init else self.net_size
+        net = f"{self.family}_{self.net_size}" if self.family else self.net_size
+        name = "fine_tuned" if self.init else net
         return self.out or Path("runs") / f"{Path(self.dataset).resolve().name}_{name}"

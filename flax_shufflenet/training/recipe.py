@@ -9,6 +9,18 @@ from flax_shufflenet.training.config import TrainingOptions
 # begin with that. It does not average: at the end of a cosine to 0 the last steps are all but the same net.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
+    # That of torchvision's ShuffleNetV2 1.5 and 2.0, as far as there are options for it; docs/data.md says what is not.
+    "imagenet": {
+        "epochs": 600,
+        "batch_size": 1024,
+        "learning_rate": 0.5,
+        "warmup_epochs": 5.0,
+        "weight_decay": 2e-5,
+        "decayed": "kernels",
+        "label_smoothing": 0.1,
+        "random_erasing": 0.1,
+        "ema": 0.99997,
+    },
     "fast": {"epochs": 30, "batch_size": 64, "warmup_epochs": 0.5, "decayed": "kernels"},
 }
 

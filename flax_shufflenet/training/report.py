@@ -109,8 +109,9 @@ def _hardest_images(judged: _Judged, dataset: AnyDataset) -> list[plots.HardImag
 
 
 def _net(run: Run) -> str:
-    size = run.options["net_size"]  # None where the net to start from had its own
-    return f"ShuffleNetV2 {size}" if size else "ShuffleNetV2"
+    # None where the net to start from had its own; runs of earlier versions say nothing of a family.
+    size, family = run.options["net_size"], run.options.get("family")
+    return f"ShuffleNetV2{f' {size}' if size else ''}{f' as in {family}' if family else ''}"
 
 
 def _page(title: str, run: Run, dataset: AnyDataset, judged: _Judged, parameters: int, *, hardest: int) -> list[str]:

@@ -10,14 +10,14 @@ import numpy as np
 from flax import nnx
 
 from flax_shufflenet import weights
-from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
+from flax_shufflenet.architecture import FAMILIES, Architecture, preset
 from flax_shufflenet.datasets import held_out
 from flax_shufflenet.datasets.catalogue import DATASETS
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import OptionError, TrainingError, one_line
 from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.config import DEFAULT_FAMILY, Config
 
 _SIDE = 32  # pixels, where nothing says another
 
@@ -60,24 +60,33 @@ def read_init(config: Config) -> SavedNet | None:
 
 
 def image_size(config: Config, saved: SavedNet | None) -> int:
-    """The side of the images to learn from: as given, else what the net to start from expects.
+    """The side of the images to learn from: as given, else what the net expects, a new one or that to start from.
 
     Raises:
-        TrainingError: that net cannot take images of this size.
+        TrainingError: the net cannot take images of this size.
     """
-    if saved is None:
-        return config.image_size or _SIDE
-    side = config.image_size or (_SIDE if config.dataset in DATASETS else saved.expected.size)
+    architecture = saved.model.architecture if saved else _new_architecture(config, num_classes=1)
+    usual = saved.expected.size if saved else expected_by(architecture, {}).size
+    side = config.image_size or (_SIDE if config.dataset in DATASETS else usual)
+    if saved is None and not architecture.pool_size:
+        return side
+    model = saved.model if saved else nnx.eval_shape(lambda: ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     try:
-        nnx.eval_shape(lambda model, images: model(images), saved.model, images)
+        nnx.eval_shape(lambda model, images: model(images), model, images)
     except ValueError as error:
+        which = f"--init {saved.path}" if saved else f"--family {config.family}"
         advice = "learn from a folder of images, with" if config.dataset in DATASETS else "give"
         raise TrainingError(
-            f"--init {saved.path} is made for images of {saved.expected.size}x{saved.expected.size} and cannot take "
-            f"{side}x{side}: {advice} --image_size {saved.expected.size} ({one_line(error)})"
+            f"{which} is made for images of {usual}x{usual} and cannot take {side}x{side}: {advice} --image_size "
+            f"{usual} ({one_line(error)})"
         ) from None
     return side
+
+
+def _new_architecture(config: Config, num_classes: int) -> Architecture:
+    assert config.net_size is not None  # Config sees to it
+    return preset(config.family or DEFAULT_FAMILY, config.net_size, num_classes)
 
 
 def as_expected(dataset: AnyDataset, saved: SavedNet | None) -> AnyDataset:
@@ -108,9 +117,8 @@ def initial_model(config: Config, dataset: AnyDataset, saved: SavedNet | None) -
     """
     if saved is not None:
         return _fine_tuned(config, saved, dataset)
-    assert config.net_size is not None  # Config sees to it
-    model = _random(config, seed(config.net_size, len(dataset.class_names)))
-    return model, f"ShuffleNetV2 {config.net_size}"
+    model = _random(config, _new_architecture(config, len(dataset.class_names)))
+    return model, f"ShuffleNetV2 {config.net_size}{f' as in {config.family}' if config.family else ''}"
 
 
 def _random(config: Config, architecture: Architecture) -> ShuffleNetV2:

@@ -120,6 +120,7 @@ def test_a_recipe_sets_defaults_and_options_come_first():
     assert parse([]) == parse(["--recipe", "published"]) == Config()
     fast = RECIPES["fast"]
     assert parse(["--recipe", "fast"]) == Config(**fast) != Config()
+    assert parse(["--recipe", "imagenet"]) == Config(**RECIPES["imagenet"])
     assert parse(["--batch-size", "32", "--recipe=fast"]) == Config(**fast | {"batch_size": 32})
     with pytest.raises(OptionError, match="invalid choice 'slow'"):
         parse(["--recipe", "slow"])
@@ -132,7 +133,7 @@ def test_help_names_every_option():
         assert f"--{option}" in result.stdout
     for option in ("weight_decay", "seed", "dtype", "out", "force", "recipe", "init", "label_smoothing", "ema"):
         assert f"--{option}" in result.stdout
-    for option in ("warmup_epochs", "decayed", "random_erasing", "test_flip", "freeze"):
+    for option in ("warmup_epochs", "decayed", "random_erasing", "test_flip", "freeze", "family", "pipeline"):
         assert f"--{option}" in result.stdout
 
 

@@ -74,6 +74,33 @@ def test_other_classes_take_all_but_the_classifier(saved, small_dataset, metadat
     assert fields.get("num_classes") == 0 or not np.array_equal(arrays["classifier.kernel"], file["classifier.kernel"])
 
 
+@pytest.mark.parametrize(("family", "side"), [(None, 32), ("kuangliu", 32), ("torchvision", 224), ("megvii", 224)])
+def test_a_new_net_may_be_of_any_family_with_classes(small_dataset, tmp_path, family, side):
+    config = Config(family=family, net_size=0.5, dataset=str(tmp_path))
+    assert start.image_size(config, None) == side
+    model, description = begin(config, small_dataset)
+    assert model.architecture == fs.preset(family or "seed", 0.5, 3)
+    assert description == f"ShuffleNetV2 0.5{f' as in {family}' if family else ''}"
+    assert config.out_dir.name == f"{tmp_path.name}_{f'{family}_' if family else ''}0.5"
+
+
+def test_a_family_that_is_none_or_has_no_classes_or_comes_with_a_net_is_refused(saved):
+    for family in ("mobilenet", "nanodet"):
+        with pytest.raises(OptionError, match=f"^--family must be one of seed, kuangliu, .*pytorchcv_b, not {family}$"):
+            Config(family=family)
+    with pytest.raises(OptionError, match=r"^--family is for a new net, and INIT has its own: leave it out$"):
+        Config(family="torchvision", init=saved())
+
+
+def test_a_new_net_that_cannot_take_its_images_is_refused_with_the_size_that_it_takes(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"^--family megvii is made for images of 224x224 and cannot take 32x32: give"
+    ):
+        start.image_size(Config(family="megvii", dataset=str(tmp_path), image_size=32), None)
+    with pytest.raises(TrainingError, match="cannot take 32x32: learn from a folder of images, with --image_size 224"):
+        start.image_size(Config(family="megvii"), None)
+
+
 def test_a_net_size_that_is_not_the_files_is_refused(saved, small_dataset, tmp_path):
     with pytest.raises(OptionError, match=r"^--net_size 0.5 is not that of the net in .*net.safetensors, whose stages"):
         begin(Config(init=saved(), net_size=0.5), small_dataset)

@@ -83,6 +83,18 @@ def test_a_killed_run_leaves_no_process_and_is_gone_on_with_to_the_same_bits(tmp
     check_same_bits(tmp_path, in_memory)
 
 
+def test_random_crops_of_large_images_are_the_same_after_an_interruption(tmp_path):
+    folder = write_images(tmp_path / "large", side=90, ending=".jpg")
+    train(folder, tmp_path / "undisturbed", pipeline="stream", image_size=72)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(streaming, "worker_count", lambda: 2)
+        signal_at(4, signal.SIGINT, monkeypatch)
+        with pytest.raises(Interrupted):
+            train(folder, tmp_path / "stopped", pipeline="stream", image_size=72)
+    train(folder, tmp_path / "stopped", pipeline="stream", image_size=72)
+    check_same_bits(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize(
     ("asked_for", "needed", "machine", "stats", "expected"),
     [
