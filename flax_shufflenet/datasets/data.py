@@ -145,13 +145,13 @@ def _digits() -> Dataset:
 
 
 def channel_statistics(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel's values, from 0 to 1."""
+    """Mean and standard deviation of each channel's values, from 0 to 1; both 0 where there is no image."""
     # Counted, not summed as floats, which would take eight times the images' memory.
     counts = np.zeros((3, 256), np.int64)
     for image in images:
         for channel in range(3):
             counts[channel] += np.bincount(image[..., channel].ravel(), minlength=256)
-    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    shares, values = counts / np.maximum(counts.sum(1, keepdims=True), 1), np.arange(256) / 255
     means = shares @ values
     stds = np.sqrt((shares * (values - means[:, None]) ** 2).sum(1))
     return tuple(means.tolist()), tuple(stds.tolist())

@@ -106,11 +106,7 @@ def decode(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Dataset:
     train_images, train_labels, unreadable = _decode(train, image_size)
     test_images, test_labels, unreadable_too = _decode(test, image_size)
     refuse_or_skip([*unreadable, *unreadable_too], folder, skip=skip_unreadable)
-    left = np.bincount(train_labels, minlength=len(train.class_names))
-    if not left.all():
-        raise TrainingError(f"{train.folder / train.class_names[left.argmin()]}: no image that can be read to train on")
-    if not len(test_labels):
-        raise TrainingError(f"{test.folder}: no image that can be read to test on")
+    refuse_empty(train, train_labels, test, test_labels)
     mean, std = channel_statistics(train_images)
     if min(std) == 0:
         raise TrainingError(f"{train.folder}: all its images are of one colour")
@@ -297,3 +293,19 @@ def refuse_or_skip(unreadable: Sequence[ImageError], folder: Path, *, skip: bool
     if not skip:
         raise TrainingError(f"{said}: repair or remove what is named above, or go on without it with --skip_unreadable")
     print(f"{said}: going on without", file=sys.stderr)
+
+
+def refuse_empty(
+    train: ImageFiles,
+    train_labels: Int32[np.ndarray, " train"],
+    test: ImageFiles,
+    test_labels: Int32[np.ndarray, " test"],
+) -> None:
+    """Raises:
+    TrainingError: of these labels, those of the images that can be read, a class has none in training, or the test.
+    """
+    left = np.bincount(train_labels, minlength=len(train.class_names))
+    if not left.all():
+        raise TrainingError(f"{train.folder / train.class_names[left.argmin()]}: no image that can be read to train on")
+    if not len(test_labels):
+        raise TrainingError(f"{test.folder}: no image that can be read to test on")

@@ -1,10 +1,10 @@
 """A folder of images that stays on disk: what there is to know of it, and its files, to be read batch by batch."""
 
+import collections
 import dataclasses
 import hashlib
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from flax_shufflenet.datasets.data import Dataset, DatasetFacts, channel_statistics
-from flax_shufflenet.datasets.image_folder import ImageFiles, Parts, refuse_or_skip
+from flax_shufflenet.datasets.image_folder import ImageFiles, Parts, refuse_empty, refuse_or_skip
 from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.images.cropping import random_crop
 from flax_shufflenet.images.reading import ImageError, centre_crop, in_threads, read, read_as, stretched
@@ -23,7 +23,7 @@ LARGEST_STRETCHED = 64
 # Larger ones are tested as torchvision's newer recipes do: their short side is brought to 232/224 of the size.
 _TESTED_SIDES = (224, 232)
 
-# Mean and standard deviation are those of so many training images.
+# Mean and standard deviation are those of so many training images, where these are larger.
 _SAMPLE = 2000
 
 _AHEAD = 64  # images that are decoded before they are asked for
@@ -104,38 +104,26 @@ AnyDataset = Dataset | StreamedDataset
 
 
 def open_stream(parts: Parts, image_size: int, *, skip_unreadable: bool) -> StreamedDataset:
-    """The files as a dataset. The test images and a sample of the training images are read once, to see whether they
-    can be, and for the sample's mean and standard deviation.
+    """The files as a dataset. Test images, and those whose mean and standard deviation are taken, are read once: of
+    images that are stretched all, as where they lie in memory, and of larger ones a sample.
 
     Raises:
-        TrainingError: one of these cannot be read, or the sample is all of one colour.
+        TrainingError: one of these cannot be read, none of a class or of the test images can, or all that were read are
+            of one colour.
     """
     train, test = parts.train, parts.test
-    readable, unreadable = _readable(test)
-    sample = np.unique(np.linspace(0, len(train.paths) - 1, _SAMPLE).round().astype(int))
-    unreadable = [*train.unreadable, *test.unreadable, *unreadable]
-
-    def sampled() -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-        paths = [train.paths[row] for row in sample]
-        images = in_threads(lambda path: read_as(path, lambda whole: stretched(whole, image_size)), paths, ahead=_AHEAD)
-        for image in images:
-            if isinstance(image, ImageError):
-                unreadable.append(image)
-            else:
-                yield image
-
-    images = sampled()
-    first = next(images, None)
-    statistics = channel_statistics(itertools.chain([first], images)) if first is not None else None
+    sampled = len(train.paths) if image_size <= LARGEST_STRETCHED else _SAMPLE
+    rows = np.unique(np.linspace(0, len(train.paths) - 1, sampled).round().astype(int)).tolist()
+    train_damaged: dict[int, ImageError] = {}
+    test_damaged: dict[int, ImageError] = {}
+    mean, std = channel_statistics(_readable(train, rows, image_size, train_damaged))
+    collections.deque(_readable(test, range(len(test.paths)), image_size, test_damaged), maxlen=0)
+    unreadable = [*train.unreadable, *train_damaged.values(), *test.unreadable, *test_damaged.values()]
     refuse_or_skip(unreadable, parts.folder, skip=skip_unreadable)
-    if statistics is None:
-        raise TrainingError(f"{train.folder}: no image that can be read to train on")
-    mean, std = statistics
-    if not readable.any():
-        raise TrainingError(f"{test.folder}: no image that can be read to test on")
+    train, test = _without(train, train_damaged), _without(test, test_damaged)
+    refuse_empty(train, train.labels, test, test.labels)
     if min(std) == 0:
         raise TrainingError(f"{train.folder}: all its images are of one colour")
-    test = test.only(readable)
     return StreamedDataset(
         **parts.facts,
         train_files=FileNames(train.folder, train.paths),
@@ -149,7 +137,18 @@ def open_stream(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Stre
     )
 
 
-def _readable(files: ImageFiles) -> tuple[np.ndarray, list[ImageError]]:
-    """Which of the files can be read, and what is wrong with the others."""
-    found = list(in_threads(lambda path: read_as(path, lambda _: None), files.paths, ahead=_AHEAD))
-    return np.array([error is None for error in found], bool), [error for error in found if error is not None]
+def _readable(
+    files: ImageFiles, rows: Sequence[int], image_size: int, damaged: dict[int, ImageError]
+) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+    """Those of the files that can be read, stretched; the others get into ``damaged``."""
+    paths = [files.paths[row] for row in rows]
+    images = in_threads(lambda path: read_as(path, lambda whole: stretched(whole, image_size)), paths, ahead=_AHEAD)
+    for row, image in zip(rows, images, strict=True):
+        if isinstance(image, ImageError):
+            damaged[row] = image
+        else:
+            yield image
+
+
+def _without(files: ImageFiles, rows: Collection[int]) -> ImageFiles:
+    return files.only(~np.isin(np.arange(len(files.paths)), list(rows)))

@@ -164,13 +164,31 @@ def test_the_same_files_elsewhere_have_the_same_fingerprint_and_changed_ones_ano
     assert open_stream(tmp_path / "copy").fingerprint() != before
 
 
-def test_what_cannot_be_read_is_named_before_training_or_left_out(folder, tmp_path, capfd):
+def test_what_cannot_be_read_is_named_before_training_or_left_out_as_from_memory(folder, tmp_path, capfd):
     damaged = shutil.copytree(folder, tmp_path / "damaged")
-    (damaged / "test" / "dark" / "1.png").write_bytes(b"no image")
-    with pytest.raises(TrainingError, match=r"^1 of the images and folders in .* cannot be read: .* --skip_"):
+    paths = [damaged / part / "dark" / "1.png" for part in ("train", "test")]
+    for path in paths:
+        path.write_bytes(b"no image")
+    with pytest.raises(TrainingError, match=r"^2 of the images and folders in .* cannot be read: .* --skip_"):
         open_stream(damaged)
-    assert f"{damaged / 'test' / 'dark' / '1.png'}: cannot be read as an image" in capfd.readouterr().err
-    assert open_stream(damaged, skip_unreadable=True).test_labels.tolist() == [0, 0, 0, 1, 1]
+    said = capfd.readouterr().err
+    assert all(f"{path}: cannot be read as an image" in said for path in paths)
+    ours, expected = open_stream(damaged, skip_unreadable=True), image_folder.load(damaged, 8, skip_unreadable=True)
+    assert ours.train_labels.tolist() == expected.train_labels.tolist() == [0] * 7 + [1] * 6
+    assert ours.test_labels.tolist() == expected.test_labels.tolist() == [0, 0, 0, 1, 1]
+    assert (ours.mean, ours.std) == (expected.mean, expected.std)
+
+
+def test_where_nothing_of_a_class_can_be_read_it_is_named(folder, tmp_path):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    for path in (damaged / "train" / "dark").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(TrainingError, match=f"^{damaged / 'train' / 'dark'}: no image that can be read to train on$"):
+        open_stream(damaged, skip_unreadable=True)
+    for path in (damaged / "train" / "bright").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(TrainingError, match="no image that can be read to train on"):
+        open_stream(damaged, skip_unreadable=True)
 
 
 def batches_of(dataset, count):
