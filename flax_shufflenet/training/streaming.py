@@ -87,7 +87,11 @@ class BatchStream:
         except ImageError as error:
             raise TrainingError(f"{error}: repair it, or go on without it with --skip_unreadable") from None
         except RuntimeError as error:
-            raise TrainingError(f"a process that reads images has ended: {one_line(error)}") from None
+            raise TrainingError(
+                f"a process that reads images has ended ({one_line(error).partition('. ')[0]}): where memory or "
+                "/dev/shm, by which batches are handed over, is full, take a smaller --batch_size; otherwise the same "
+                "command goes on from the last checkpoint"
+            ) from None
         self._started = True
         return (devices.place_batch(batch["image"], self._mesh), devices.place_batch(batch["label"], self._mesh))
 

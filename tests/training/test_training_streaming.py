@@ -1,6 +1,9 @@
 """Training on images that stay on disk: the same batches, resumed bit for bit, whatever reads them."""
 
+import collections
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -214,6 +217,17 @@ def test_an_image_that_is_damaged_while_training_is_named_or_the_next_takes_its_
     np.testing.assert_array_equal(np.concatenate([batch[0] for batch in found]), images[order])
     np.testing.assert_array_equal(np.concatenate([batch[1] for batch in found]), lenient.train_labels[order])
     assert f"{path}: cannot be read as an image" in capfd.readouterr().err
+
+
+def test_where_a_process_that_reads_images_is_killed_it_is_one_line(folder):
+    stream = streaming.BatchStream(open_stream(folder), seed=3, epochs=50, batch_size=4, workers=1)
+    stream.next_batch()
+    (reader,) = multiprocessing.active_children()
+    os.kill(reader.pid, signal.SIGKILL)
+    said = r"^a process that reads images has ended \(Worker process .* code -9\): where memory"
+    with pytest.raises(TrainingError, match=said):
+        collections.deque(iter(stream.next_batch, None), maxlen=0)
+    stream.close()
 
 
 @pytest.mark.parametrize(("processes", "device_count"), [(1, 2), (2, 2)])
