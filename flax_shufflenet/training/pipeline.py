@@ -33,7 +33,7 @@ def load(config: Config, image_size: int) -> tuple[AnyDataset, str]:
     if config.dataset in DATASETS:
         dataset = data.load(config.dataset, config.data_dir)
         needed = dataset.train_images.nbytes + dataset.test_images.nbytes
-        devices.check_memory(needed, _stats(), "no other data set of this name is smaller")
+        devices.check_memory(needed, _stats(), "take a device with more memory")
         return dataset, f"device: {config.dataset} is small"
     from flax_shufflenet.datasets import image_folder, streamed
 
