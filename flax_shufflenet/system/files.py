@@ -15,12 +15,16 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def why_no_room(error: BaseException | None) -> str | None:
     """What the system says where an error, or one that it was raised from, comes from a full disk; otherwise None."""
-    while error is not None:
+    errors = [error]
+    for error in errors:  # which grows: an error in cleaning up has both what it was raised from and what it came upon
+        if error is None:
+            continue
         in_message = re.search(r"\[os_error_code='(\d+)'\]", str(error))  # TensorStore, which raises ValueError
         number = int(in_message[1]) if in_message else getattr(error, "errno", None)
         if number in _NO_ROOM:
             return os.strerror(number)
-        error = error.__cause__ or error.__context__
+        errors += [each for each in (error.__cause__, error.__context__) if each not in errors]
+        errors += getattr(error, "exceptions", ())
     return None
 
 
