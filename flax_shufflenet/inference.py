@@ -23,7 +23,7 @@ from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear, leaky_relu
 from flax_shufflenet.model import ShuffleNetV2, average_pool, max_pool
 from flax_shufflenet.ops import branch
-from flax_shufflenet.ops.branch import Piece
+from flax_shufflenet.ops.branch import Layer, Piece
 from flax_shufflenet.ops.convolution import conv2d
 from flax_shufflenet.ops.linear import linear
 
@@ -88,40 +88,27 @@ class FusedNet:
         return self._run_one(images) if alone else self._run_batch(images)
 
 
-class _Conv(NamedTuple):
-    """A convolution with a bias and, if ``relu``, a ReLU, or a LeakyReLU where the slope is not 0; ``kernel`` is
-    [kh kw cin/groups cout], ``bias`` [cout]."""
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    stride: int
-    groups: int
-    relu: bool
-    negative_slope: float
-
-    def apply(self, x: FeatureMap) -> Float[Array, "n oh ow cout"]:
-        y = conv2d(x, jnp.asarray(self.kernel), stride=self.stride, groups=self.groups)
-        y = y.astype(self.bias.dtype) + self.bias
-        if self.relu:
-            y = leaky_relu(y, self.negative_slope) if self.negative_slope else jax.nn.relu(y)
-        return y.astype(x.dtype)
+def _apply(layer: Layer, x: FeatureMap) -> Float[Array, "n oh ow cout"]:
+    y = conv2d(x, jnp.asarray(layer.kernel), stride=layer.stride, groups=layer.groups)
+    y = y.astype(layer.bias.dtype) + layer.bias
+    if layer.relu:
+        y = leaky_relu(y, layer.negative_slope) if layer.negative_slope else jax.nn.relu(y)
+    return y.astype(x.dtype)
 
 
 class _Branch(NamedTuple):
     """Convolutions in a row, which read these pieces of the maps that a stage has computed, one beside the other."""
 
     inputs: tuple[Piece, ...]
-    convs: tuple[_Conv, ...]
+    convs: tuple[Layer, ...]
 
     def apply(self, maps: Sequence[FeatureMap]) -> Float[Array, "n oh ow cout"]:
-        if not any(conv.negative_slope for conv in self.convs):
-            layers = [branch.Layer(*conv[:-1]) for conv in self.convs]
-            if branch.applies(maps, layers):
-                return branch.run(maps, self.inputs, layers)
+        if branch.applies(maps, self.convs):
+            return branch.run(maps, self.inputs, self.convs)
         parts = [maps[piece.map][..., piece.start : piece.stop] for piece in self.inputs]
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         for conv in self.convs:
-            x = conv.apply(x)
+            x = _apply(conv, x)
         return x
 
 
@@ -136,7 +123,7 @@ class _Stage(NamedTuple):
 
 class _Net(NamedTuple):
     architecture: Architecture
-    stem: _Conv
+    stem: Layer
     stages: tuple[_Stage, ...]
     last: _Branch
     """Without any convolution where the net ends after its last stage."""
@@ -145,7 +132,7 @@ class _Net(NamedTuple):
     classifier: tuple[np.ndarray, np.ndarray | None] | None
 
     def apply(self, images: Images) -> Float[Array, "n out"]:
-        x = self.stem.apply(images)
+        x = _apply(self.stem, images)
         maps = [max_pool(x, ceil=self.architecture.stem_pool_ceil) if self.architecture.stem_pool else x]
         for stage in self.stages:
             maps = [stage.left.apply(maps), stage.right.apply(maps)]
@@ -184,7 +171,7 @@ def _run_in_blocks(net: _Net, images: Images) -> Float[Array, "n out"]:
 # --- folding, in NumPy
 
 
-def _fold(unit: ConvBN, rows: np.ndarray | slice = slice(None), columns: np.ndarray | slice = slice(None)) -> _Conv:
+def _fold(unit: ConvBN, rows: np.ndarray | slice = slice(None), columns: np.ndarray | slice = slice(None)) -> Layer:
     """One convolution for a convolution and its batch normalisation, with its input channels (which a depthwise
     convolution does not have) and output channels in another order."""
     conv, bn = unit.conv, unit.bn
@@ -196,7 +183,7 @@ def _fold(unit: ConvBN, rows: np.ndarray | slice = slice(None), columns: np.ndar
     kernel, bias = kernel * factor, bias - mean * factor
     dtype = jnp.dtype(conv.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)  # as the net's batch normalisation adds it
-    return _Conv(
+    return Layer(
         kernel[:, :, rows][..., columns].astype(dtype),
         bias[columns].astype(wide),
         conv.stride,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.layers import ConvBN, Linear
 from flax_shufflenet.ops import blocks
-from flax_shufflenet.ops.units import Moments
+from flax_shufflenet.ops.units import Moments, Unit
 
 FeatureMap = Float[Array, "n h w c"]
 OtherMap = Float[Array, "n oh ow oc"]
@@ -64,14 +64,17 @@ def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
     return x
 
 
-def _engine_computes(block: "BasicBlock | DownBlock", units: Sequence[ConvBN], x: FeatureMap) -> bool:
-    """Whether the CPU engine has what this block does: halves, shuffled in two groups after it.
+def _units_for_engine(block: "BasicBlock | DownBlock", layers: Sequence[ConvBN], x: FeatureMap) -> list[Unit] | None:
+    """What the CPU engine computes this block with; None where it has not what the block does: halves, shuffled in two
+    groups after it.
 
     Not while ``nnx.capture`` wants what each layer returns.
     """
-    as_in_the_paper = block.groups == 2 and block.shuffle == "after" and all(unit.is_plain for unit in units)
-    as_in_the_paper = as_in_the_paper and not hasattr(block, "__captures__")
-    return as_in_the_paper and blocks.applies(x, *(each for unit in units for each in unit.unit if each is not None))
+    as_in_the_paper = block.halves and block.groups == 2 and block.shuffle == "after"
+    if not as_in_the_paper or hasattr(block, "__captures__") or not all(layer.is_plain for layer in layers):
+        return None
+    units = [layer.unit for layer in layers]
+    return units if blocks.applies(x, *jax.tree.leaves(units)) else None
 
 
 def _track(units: Sequence[ConvBN], moments: Sequence[Moments], maps: Sequence[jax.Array]) -> None:
@@ -86,6 +89,7 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, channels: int, architecture: Architecture, **options) -> None:
         self.passed = architecture.passed_width(channels)
+        self.halves = 2 * self.passed == channels
         self.groups = architecture.shuffle_groups
         self.shuffle = architecture.shuffle
         width = channels - self.passed
@@ -98,8 +102,8 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        if 2 * self.passed == x.shape[-1] and _engine_computes(self, self.branch, x):
-            found = blocks.basic_block(x, tuple(each.unit for each in self.branch), self.branch[0].bn.epsilon)
+        if units := _units_for_engine(self, self.branch, x):
+            found = blocks.basic_block(x, tuple(units), self.branch[0].bn.epsilon)
             y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
             _track(self.branch, moments, [x, x, x])
             return y
@@ -135,12 +139,12 @@ class DownBlock(nnx.Module):
         )
 
     def __call__(self, x: FeatureMap) -> OtherMap:
-        units = [*self.left, *self.right]
-        if self.halves and _engine_computes(self, units, x):
-            left, right = (tuple(each.unit for each in branch) for branch in (self.left, self.right))
-            found = blocks.down_block(x, left, right, self.right[0].relu, units[0].bn.epsilon)
+        layers = [*self.left, *self.right]
+        if units := _units_for_engine(self, layers, x):
+            left, right = tuple(units[: len(self.left)]), tuple(units[len(self.left) :])
+            found = blocks.down_block(x, left, right, self.right[0].relu, layers[0].bn.epsilon)
             y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
-            _track(units, moments, [y, y, x, y, y])
+            _track(layers, moments, [y, y, x, y, y])
             return y
         return _shuffle_after(channel_concat(_chain(self.left, x), _chain(self.right, x)), self.shuffle, self.groups)
 

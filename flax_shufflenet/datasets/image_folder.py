@@ -108,8 +108,7 @@ def decode(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Dataset:
     refuse_or_skip([*unreadable, *unreadable_too], folder, skip=skip_unreadable)
     refuse_empty(train, train_labels, test, test_labels)
     mean, std = channel_statistics(train_images)
-    if min(std) == 0:
-        raise TrainingError(f"{train.folder}: all its images are of one colour")
+    refuse_one_colour(train, std)
     return Dataset(
         **parts.facts,
         train_images=train_images,
@@ -309,3 +308,11 @@ def refuse_empty(
         raise TrainingError(f"{train.folder / train.class_names[left.argmin()]}: no image that can be read to train on")
     if not len(test_labels):
         raise TrainingError(f"{test.folder}: no image that can be read to test on")
+
+
+def refuse_one_colour(train: ImageFiles, std: Sequence[float]) -> None:
+    """Raises:
+    TrainingError: a channel of the training images has this standard deviation of 0, by which it cannot be divided.
+    """
+    if min(std) == 0:
+        raise TrainingError(f"{train.folder}: all its images are of one colour")

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from flax_shufflenet.datasets.data import Dataset, DatasetFacts, channel_statistics
-from flax_shufflenet.datasets.image_folder import ImageFiles, Parts, refuse_empty, refuse_or_skip
-from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.datasets.image_folder import ImageFiles, Parts, refuse_empty, refuse_one_colour, refuse_or_skip
 from flax_shufflenet.images.cropping import random_crop
 from flax_shufflenet.images.reading import ImageError, centre_crop, in_threads, read, read_as, stretched
 
@@ -122,8 +121,7 @@ def open_stream(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Stre
     refuse_or_skip(unreadable, parts.folder, skip=skip_unreadable)
     train, test = _without(train, train_damaged), _without(test, test_damaged)
     refuse_empty(train, train.labels, test, test.labels)
-    if min(std) == 0:
-        raise TrainingError(f"{train.folder}: all its images are of one colour")
+    refuse_one_colour(train, std)
     return StreamedDataset(
         **parts.facts,
         train_files=FileNames(train.folder, train.paths),

@@ -20,13 +20,15 @@ _FILLED_UP_TO = 16
 
 
 class Layer(NamedTuple):
-    """A convolution with a bias and, if ``relu``, a ReLU; ``kernel`` is [kh kw cin/groups cout], ``bias`` [cout]."""
+    """A convolution with a bias and, if ``relu``, a ReLU, or a LeakyReLU where the slope is not 0; ``kernel`` is
+    [kh kw cin/groups cout], ``bias`` [cout]."""
 
     kernel: np.ndarray
     bias: np.ndarray
     stride: int
     groups: int
     relu: bool
+    negative_slope: float = 0.0
 
     @property
     def depthwise(self) -> bool:
@@ -47,11 +49,12 @@ class Piece(NamedTuple):
 
 def applies(maps: Sequence[FeatureMap], layers: Sequence[Layer]) -> bool:
     """Whether the engine computes these layers: one depthwise convolution at most, without a ReLU, and one pointwise
-    one at most on either side of it."""
+    one at most on either side of it, none with a LeakyReLU."""
     kinds = [layer.depthwise for layer in layers]
     turns = all(one != other for one, other in itertools.pairwise(kinds)) and sum(kinds) <= 1
     known = all(layer.pointwise or (layer.depthwise and not layer.relu) for layer in layers)
-    weights = [jnp.asarray(array) for layer in layers for array in (layer.kernel, layer.bias)]
+    known = known and not any(layer.negative_slope for layer in layers)
+    weights = [array for layer in layers for array in (layer.kernel, layer.bias)]
     return bool(layers) and turns and known and engine.applies(*maps, *weights)
 
 

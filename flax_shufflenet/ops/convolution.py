@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.rounding import accumulator
 
 Images = Float[Array, "n h w c"]
 Kernel = Float[Array, "kh kw cin cout"]
@@ -156,11 +157,6 @@ ENGINES = {
 """What the engine computes, by the names of CPU's formulations."""
 
 
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """Sums of bfloat16 products are kept in float32."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def _sum(terms: Iterable[Array]) -> Array:
     return reduce(operator.add, terms)
 
@@ -169,7 +165,7 @@ def _sum(terms: Iterable[Array]) -> Array:
 
 
 def _pointwise(x, kernel, *, stride=1):
-    return jnp.dot(x, kernel[0, 0], preferred_element_type=_accumulator(x.dtype)).astype(x.dtype)
+    return jnp.dot(x, kernel[0, 0], preferred_element_type=accumulator(x.dtype)).astype(x.dtype)
 
 
 def _pointwise_input_gradient(x, kernel, dy, *, stride=1):
@@ -189,7 +185,7 @@ def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
     if count % (devices * parts) or count // (devices * parts) < _ROWS_OF_A_PART:
         devices = parts = 1
     x, dy = (each.reshape(devices * parts, -1, each.shape[-1]) for each in (x, dy))
-    products = jnp.einsum("prc,pre->pce", x, dy, preferred_element_type=_accumulator(dy.dtype))
+    products = jnp.einsum("prc,pre->pce", x, dy, preferred_element_type=accumulator(dy.dtype))
     products = products.reshape(devices, parts, *products.shape[1:])
     return _sum(products[:, part] for part in range(parts)).sum(0).astype(kernel.dtype)[None, None]
 
@@ -219,7 +215,7 @@ def _output_size(x, stride) -> tuple[int, int]:
 
 
 def _depthwise(x, kernel, *, stride):
-    wide = kernel.astype(_accumulator(kernel.dtype))
+    wide = kernel.astype(accumulator(kernel.dtype))
     taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
     return _sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
 
@@ -235,7 +231,7 @@ def _depthwise_input_gradient(x, kernel, dy, *, stride):
 
 
 def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
-    wide = dy.astype(_accumulator(dy.dtype))
+    wide = dy.astype(accumulator(dy.dtype))
     sums = [jnp.sum(tap * wide, (0, 1, 2)) for _, tap in _taps(_pad_same(x, kernel), kernel, stride, *dy.shape[1:3])]
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
@@ -244,7 +240,7 @@ def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
 
 
 def _few_channels(x, kernel, *, stride):
-    wide = kernel.astype(_accumulator(kernel.dtype))
+    wide = kernel.astype(accumulator(kernel.dtype))
     taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
     products = [tap[..., c, None] * wide[i, j, c] for (i, j), tap in taps for c in range(x.shape[-1])]
     return _sum(products).astype(x.dtype)

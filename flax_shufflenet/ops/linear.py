@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from flax_shufflenet.ops.rounding import accumulator
+
 _FEATURE_BLOCKS = 8
 
 
@@ -18,6 +20,5 @@ def linear(x: Float[Array, "n features"], kernel: Float[Array, "features out"]) 
 def _in_blocks(x, kernel):
     x = x.reshape(x.shape[0], _FEATURE_BLOCKS, -1)
     kernel = kernel.reshape(_FEATURE_BLOCKS, -1, kernel.shape[-1])
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 products are kept in float32
-    parts = jnp.einsum("nbf,bfo->bno", x, kernel, preferred_element_type=accumulator)
+    parts = jnp.einsum("nbf,bfo->bno", x, kernel, preferred_element_type=accumulator(x.dtype))
     return parts.sum(0).astype(x.dtype)

@@ -103,7 +103,7 @@ _references: dict[str, Callable[..., Sequence[Array]]] = {}
 _in_place: dict[str, int] = {}
 
 
-def applies(*arrays: Array) -> bool:
+def applies(*arrays: Array | np.ndarray) -> bool:
     """Whether the engine computes with these: all float32 or all float64, not empty, and on one device. Over several,
     XLA would have to bring together what it cannot divide."""
     dtypes = {array.dtype for array in arrays}

@@ -1,6 +1,8 @@
-"""Arithmetic that XLA rounds more often than it need be."""
+"""Rounding no more often than need be."""
 
+import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -15,3 +17,8 @@ def inverse_std(var: Float[Array, " c"], epsilon: float) -> Float[Array, " c"]:
     estimate = lax.rsqrt(var)
     # "1 - product" in this form, so that it becomes one multiply-add, which rounds once.
     return estimate + estimate * (0.5 * (1 - var * estimate * estimate))
+
+
+def accumulator(dtype: DTypeLike) -> jnp.dtype:
+    """What sums of products are kept in: those of bfloat16 in float32."""
+    return jnp.promote_types(dtype, jnp.float32)

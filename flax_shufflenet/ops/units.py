@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.convolution import reference as convolution
 from flax_shufflenet.ops.rounding import inverse_std
 
 FeatureMap = Float[Array, "n h w c"]
@@ -77,12 +78,7 @@ def _read(x: FeatureMap, how: Sequence[Channels], *, relu: bool) -> FeatureMap:
 
 
 def _convolution(x: FeatureMap, kernel: Array, stride: int) -> OtherMap:
-    pad = (kernel.shape[0] - 1) // 2
-    groups = x.shape[-1] // kernel.shape[2]
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=layout, feature_group_count=groups
-    )
+    return convolution(x, kernel, stride=stride, groups=x.shape[-1] // kernel.shape[2])
 
 
 def _with_statistics(z: FeatureMap, epsilon: float, *, measure: bool) -> list[Array]:

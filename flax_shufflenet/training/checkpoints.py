@@ -11,6 +11,7 @@ import re
 import shutil
 import textwrap
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -198,11 +199,13 @@ def _say_errors_once() -> None:
     """Keeps off the screen, from now on, what is raised anyhow.
 
     Orbax logs the tracebacks of errors that it also raises. And where one array cannot be read or written, it does not
-    wait for the others: asyncio and TensorStore then complain of each, some of them at the very end of the process.
+    wait for the others: asyncio and TensorStore then complain of each, some of them at the very end of the process,
+    and Python of the writes that never began.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", record.getMessage()))
     add_handler(lambda dropped: str(dropped.exc_value) == "Event loop is closed")
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:

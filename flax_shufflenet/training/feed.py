@@ -15,15 +15,12 @@ from flax_shufflenet.datasets.streamed import StreamedDataset
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.random_streams import epoch_order
-from flax_shufflenet.training.step import make_streamed_train_step, make_train_step
 
 Order = Int32[Array, " train"] | None
 
 
 class ResidentFeed:
     """All images lie in the devices' memory, and the step picks and augments its batch there."""
-
-    make_train_step = staticmethod(make_train_step)
 
     def __init__(self, dataset: Dataset, config: Config, mesh: Mesh | None) -> None:
         self._seed = config.seed
@@ -52,8 +49,6 @@ class ResidentFeed:
 
 class StreamFeed:
     """Batches come from disk, read by other processes."""
-
-    make_train_step = staticmethod(make_streamed_train_step)
 
     def __init__(self, dataset: StreamedDataset, config: Config, mesh: Mesh | None) -> None:
         # Imported here: it takes seconds, and only this pipeline needs it.

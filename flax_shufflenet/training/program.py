@@ -20,6 +20,7 @@ from flax_shufflenet.training.step import (
     initial_state,
     make_optimizer,
     make_schedule,
+    make_train_step,
 )
 
 
@@ -46,7 +47,7 @@ class Program:
 
         in_memory = isinstance(dataset, Dataset)
         self.feed = ResidentFeed(dataset, config, mesh) if in_memory else StreamFeed(dataset, config, mesh)
-        self._step = self.feed.make_train_step(network, optimizer, config, dataset, mesh=mesh, trained=trained)
+        self._step = make_train_step(network, optimizer, config, dataset, mesh=mesh, trained=trained)
         predict = make_predict_of(self._eval_network, dataset, flip=config.test_flip, mesh=mesh)
         self._evaluate = make_evaluate(predict, dataset.test_labels)
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
+from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.images.normalisation import normalise
@@ -125,6 +126,17 @@ def make_batch(
     return augmented_batch(step, images[indices], config, dataset), labels[indices]
 
 
+def streamed_batch(
+    step: int | Int32[Array, ""],
+    images: UInt8[Array, "n h w 3"],
+    labels: Int32[Array, " n"],
+    config: Config,
+    dataset: AnyDataset,
+) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
+    """The same of a batch that comes from outside the device."""
+    return augmented_batch(step, devices.shard(images), config, dataset), devices.shard(labels)
+
+
 def augmented_batch(
     step: int | Int32[Array, ""], images: UInt8[Array, "n h w 3"], config: Config, dataset: AnyDataset
 ) -> Float32[Array, "n h w 3"]:
@@ -191,43 +203,17 @@ def make_train_step(
     mesh: Mesh | None = None,
     trained: Trained | None = None,
 ) -> jax.stages.Wrapped:
-    """The jitted step ``(state, images, labels, order) -> (state, metrics)``.
+    """The jitted step ``(state, images, labels, order) -> (state, metrics)``; that of a streamed dataset has no order.
 
-    ``images`` and ``labels`` are the whole training set, ``order`` is the current epoch's ``epoch_order``. The
-    state that goes in is donated: its arrays may not be used afterwards. ``network`` and ``trained`` are those of
-    ``make_update``. With a ``mesh``, all that goes in and comes out is on all of its devices, and each works on its
-    part of the batch.
+    ``images`` and ``labels`` are the whole training set, ``order`` is the current epoch's ``epoch_order``. Of a
+    streamed dataset they are one batch. The state that goes in is donated: its arrays may not be used afterwards.
+    ``network`` and ``trained`` are those of ``make_update``. With a ``mesh``, all that goes in and comes out is on all
+    of its devices, but for a streamed batch, which is divided among them; each works on its part of the batch.
     """
     update = make_update(network, optimizer, config, trained)
+    batch_of: Callable[..., tuple[Array, Array]] = make_batch if isinstance(dataset, Dataset) else streamed_batch
 
-    def step(
-        state: TrainState,
-        images: UInt8[Array, "train h w 3"],
-        labels: Int32[Array, " train"],
-        order: Int32[Array, " train"],
-    ) -> tuple[TrainState, StepMetrics]:
-        return update(state, *make_batch(state.step, images, labels, order, config, dataset))
-
-    return devices.jit(step, mesh, donate_argnums=0)
-
-
-def make_streamed_train_step(
-    network: Functional,
-    optimizer: optax.GradientTransformation,
-    config: Config,
-    dataset: AnyDataset,
-    *,
-    mesh: Mesh | None = None,
-    trained: Trained | None = None,
-) -> jax.stages.Wrapped:
-    """The jitted step ``(state, images, labels) -> (state, metrics)`` on a batch that comes from outside the device;
-    with a ``mesh``, each device has its part of it. The rest as for ``make_train_step``."""
-    update = make_update(network, optimizer, config, trained)
-
-    def step(
-        state: TrainState, images: UInt8[Array, "n h w 3"], labels: Int32[Array, " n"]
-    ) -> tuple[TrainState, StepMetrics]:
-        batch = augmented_batch(state.step, devices.shard(images), config, dataset)
-        return update(state, batch, devices.shard(labels))
+    def step(state: TrainState, *arrays: Array) -> tuple[TrainState, StepMetrics]:
+        return update(state, *batch_of(state.step, *arrays, config, dataset))
 
     return devices.jit(step, mesh, donate_argnums=0)

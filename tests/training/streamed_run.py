@@ -54,7 +54,7 @@ def train(folder: Path, out: Path, **options):
 
 
 def signal_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on, the signal arrives while that step is under way, once all earlier checkpoints are whole."""
+    """From now on, the signal arrives while that step is under way."""
     original = Program.step
 
     def step_and_signal(self, state, order):

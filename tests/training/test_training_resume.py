@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -28,6 +29,7 @@ from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.identity import check_same
 from flax_shufflenet.training.program import Program
+from tests.training.streamed_run import signal_at
 
 # 5 steps in each of 3 epochs.
 OPTIONS = {
@@ -57,21 +59,9 @@ def train(out, **options):
     return loop.train(Config(out=out, **OPTIONS | options))
 
 
-def interrupt_at(step, monkeypatch, number=signal.SIGINT):
-    """From now on, the signal arrives while that step is under way."""
-    original = Program.step
-
-    def step_and_signal(self, state, order):
-        if int(state.step) + 1 == step:
-            signal.raise_signal(number)
-        return original(self, state, order)
-
-    monkeypatch.setattr(Program, "step", step_and_signal)
-
-
 def interrupted_run(out, step, **options):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        interrupt_at(step, monkeypatch)
+        signal_at(step, signal.SIGINT, monkeypatch)
         with pytest.raises(Interrupted) as raised:
             train(out, **options)
     return raised.value
@@ -325,8 +315,9 @@ def interrupted_while_collecting_garbage(number):
     """As JAX does, it has Python call something there; and then whoever was interrupted goes on, for a while."""
 
     def interrupt(phase, _):
-        gc.callbacks.remove(interrupt)
-        signal.raise_signal(number)
+        if threading.current_thread() is threading.main_thread():  # others collect garbage, too
+            gc.callbacks.remove(interrupt)
+            signal.raise_signal(number)
 
     gc.callbacks.append(interrupt)
     gc.collect()

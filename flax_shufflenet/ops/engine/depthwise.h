@@ -251,11 +251,7 @@ ffi::Error depthwise_kernel_gradient(ffi::ThreadPool& pool, const Image& image, 
     for (Index tap = 0; tap < taps; tap++)
       add_folded(&sums[(i * taps + tap) * channels], &own[tap * length], channels, length / channels);
   });
-  for (Index j = 0; j < taps * channels; j++) {
-    double sum = 0;
-    for (int i = 0; i < image.pieces(); i++) sum += sums[i * taps * channels + j];
-    dkernel[j] = static_cast<T>(sum);
-  }
+  add_up(sums.data(), image.pieces(), taps * channels, taps * channels, dkernel);
   return ffi::Error::Success();
 }
 

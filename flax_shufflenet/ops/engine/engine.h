@@ -124,6 +124,16 @@ inline int pieces_for(Index values, Index most = kMostPieces) {
   return static_cast<int>(std::clamp<Index>(values / kValuesOfAPiece, 1, std::min(most, kMostPieces)));
 }
 
+// The pieces' sums of `length` values each; from one piece's to the next it is `apart`.
+template <class T>
+void add_up(const double* parts, int count, Index apart, Index length, T* to) {
+  for (Index j = 0; j < length; j++) {
+    double sum = 0;
+    for (int i = 0; i < count; i++) sum += parts[i * apart + j];
+    to[j] = static_cast<T>(sum);
+  }
+}
+
 inline ffi::Error refuse(const std::string& why) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "flax_shufflenet engine: " + why);
 }

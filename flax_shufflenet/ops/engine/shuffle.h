@@ -130,14 +130,10 @@ ffi::Error join_gradient(ffi::ThreadPool& pool, Index pixels, Index channels, co
         }
       }
   });
-  std::vector<T> all(4 * channels);
-  add_up(own, rows.pieces, 4 * channels, all.data());
-  for (int branch = 0; branch < 2; branch++) {
-    if (!branches[branch].how) continue;
-    const T* of = all.data() + branch * 2 * channels;
-    std::copy(of, of + channels, gradients[branch].sums);
-    std::copy(of + channels, of + 2 * channels, gradients[branch].products);
-  }
+  for (int branch = 0; branch < 2; branch++)
+    if (branches[branch].how)
+      add_up_sums(own.data() + branch * 2 * channels, rows.pieces, 4 * channels, channels, gradients[branch].sums,
+                  gradients[branch].products);
   return ffi::Error::Success();
 }
 

@@ -17,28 +17,8 @@ template <class T>
 struct Normalisation {
   const T *mean, *inverse, *scale, *bias;
   bool relu;
-  std::vector<T> factor, repeated;  // mean, factor and bias, over as many pixels as fill whole vectors
-  Index length;
+  std::vector<T> factor;
 
-  void repeat_vectors(Index channels) {
-    length = std::lcm(channels, Vector<T>::lanes);
-    repeated.resize(3 * length);
-    const T* vectors[] = {mean, factor.data(), bias};
-    for (int i = 0; i < 3; i++) repeat(&repeated[i * length], vectors[i], channels, length / channels);
-  }
-  // `count` values from the first channel of a pixel on, few enough for the first cache.
-  void row(const T* x, T* y, Index count) const {
-    using V = Vector<T>;
-    const typename V::type zero{};
-    for (Index j = 0; j < std::min(length, count); j += V::lanes) {
-      const typename V::type means = V::load(&repeated[j]), factors = V::load(&repeated[length + j]),
-                             biases = V::load(&repeated[2 * length + j]);
-      for (Index f = j; f < count; f += length) {
-        const typename V::type value = (V::load(x + f, count - f) - means) * factors + biases;
-        V::store(y + f, relu ? (value < zero ? zero : value) : value, count - f);  // a NaN stays one
-      }
-    }
-  }
   void rows(const T* x, T* y, Index count, const Rows& as) const {
     (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x, y, count, as.channels, as.together, mean,
                                                                 factor.data(), bias);
@@ -63,9 +43,8 @@ template <class T>
 Normalisation<T> normalisation(const ffi::RemainingArgs& arguments, size_t first, Index channels, bool relu) {
   const T* vectors[4];
   for (size_t i = 0; i < 4; i++) vectors[i] = data<T>(*arguments.get<ffi::AnyBuffer>(first + i));
-  Normalisation<T> result{vectors[0], vectors[1], vectors[2], vectors[3], relu, std::vector<T>(channels), {}, 0};
+  Normalisation<T> result{vectors[0], vectors[1], vectors[2], vectors[3], relu, std::vector<T>(channels)};
   for (Index c = 0; c < channels; c++) result.factor[c] = result.scale[c] * result.inverse[c];
-  result.repeat_vectors(channels);
   return result;
 }
 
@@ -92,13 +71,11 @@ struct Gradient {
   }
 };
 
+// A gradient's two sums, which lie side by side in each piece's.
 template <class T>
-void add_up(const std::vector<double>& parts, int count, Index length, T* to) {
-  for (Index j = 0; j < length; j++) {
-    double sum = 0;
-    for (int i = 0; i < count; i++) sum += parts[i * length + j];
-    to[j] = static_cast<T>(sum);
-  }
+void add_up_sums(const double* parts, int count, Index apart, Index channels, T* sums, T* products) {
+  add_up(parts, count, apart, channels, sums);
+  add_up(parts + channels, count, apart, channels, products);
 }
 
 // Rows of a product that stay in the second cache with what comes of them.
@@ -190,23 +167,49 @@ ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size,
     for (Index j = 0; j < values; j++) kernels[j] += kernels[i * values + j];
   for (Index d = 0; d < size.depth; d++)
     for (Index o = 0; o < size.outputs; o++) dkernel[d * size.outputs + o] = static_cast<T>(kernels[d * row + o]);
-  if (input) {
-    std::vector<T> both(2 * size.depth);
-    add_up(own_sums, pieces, 2 * size.depth, both.data());
-    std::copy(both.begin(), both.begin() + size.depth, sums);
-    std::copy(both.begin() + size.depth, both.end(), products);
-  }
+  if (input) add_up_sums(own_sums.data(), pieces, 2 * size.depth, size.depth, sums, products);
   return ffi::Error::Success();
 }
 
 // --- depthwise
 
+// Pads images, which are normalised on the way where they are to be. Mean, factor and bias are repeated over as many
+// pixels as fill whole vectors.
 template <class T>
-void fill_normalised(Padded<T>& padded, const Image& image, const T* x, const Input<T>& input) {
-  if (!input) return padded.fill(image, x, image.channels, kPadded);
-  padded.fill(image, x, image.channels, kPadded,
-              [&](const T* from, T* to, Index length) { input->row(from, to, length); });
-}
+class NormalisedRows {
+ public:
+  NormalisedRows(const Input<T>& input, Index channels)
+      : normalises_(input.has_value()), relu_(input && input->relu), length_(std::lcm(channels, Vector<T>::lanes)) {
+    if (!input) return;
+    repeated_.resize(3 * length_);
+    const T* vectors[] = {input->mean, input->factor.data(), input->bias};
+    for (int i = 0; i < 3; i++) repeat(&repeated_[i * length_], vectors[i], channels, length_ / channels);
+  }
+  void fill(Padded<T>& padded, const Image& image, const T* x) const {
+    if (!normalises_) return padded.fill(image, x, image.channels, kPadded);
+    padded.fill(image, x, image.channels, kPadded,
+                [this](const T* from, T* to, Index count) { row(from, to, count); });
+  }
+
+ private:
+  // `count` values from the first channel of a pixel on, few enough for the first cache.
+  void row(const T* x, T* y, Index count) const {
+    using V = Vector<T>;
+    const typename V::type zero{};
+    for (Index j = 0; j < std::min(length_, count); j += V::lanes) {
+      const typename V::type means = V::load(&repeated_[j]), factors = V::load(&repeated_[length_ + j]),
+                             biases = V::load(&repeated_[2 * length_ + j]);
+      for (Index f = j; f < count; f += length_) {
+        const typename V::type value = (V::load(x + f, count - f) - means) * factors + biases;
+        V::store(y + f, relu_ ? (value < zero ? zero : value) : value, count - f);  // a NaN stays one
+      }
+    }
+  }
+
+  bool normalises_, relu_;
+  Index length_;
+  std::vector<T> repeated_;
+};
 
 template <class T>
 ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x, const Input<T>& input,
@@ -214,11 +217,12 @@ ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x,
                           T* inverse) {
   const Taps<T> taps(kernel, image, false);
   const Rows out(image.out_height * image.out_width, image.channels);
+  const NormalisedRows<T> rows(input, image.channels);
   std::vector<Moments> parts(image.pieces(), Moments(image.channels));
   parallel(pool, image.pieces(), [&](int i) {
     Padded<T> padded(image, image.channels);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      fill_normalised(padded, image, x + n * image.in_size(), input);
+      rows.fill(padded, image, x + n * image.in_size());
       T* to = z + n * image.out_size();
       (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
       if (measure) add_rows(parts[i], to, out.count, image.channels, out.together);
@@ -235,6 +239,7 @@ ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, co
   const Index length = std::lcm(channels, Vector<T>::lanes);
   const Taps<T> taps(kernel, image, image.stride == 1);
   const Rows in(image.height * image.width, channels), out(image.out_height * image.out_width, channels);
+  const NormalisedRows<T> rows(input, channels);
   std::vector<double> kernels(image.pieces() * count * channels), own_sums(image.pieces() * 2 * channels);
   parallel(pool, image.pieces(), [&](int i) {
     Padded<T> padded(image, channels);
@@ -244,7 +249,7 @@ ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, co
       T* to = dx + n * image.in_size();
       T* gradients = scratch<T>(image.out_size(), kGradient);
       gradient.rows(gradients, n * out.count, out.count, out);
-      fill_normalised(padded, image, map, input);
+      rows.fill(padded, image, map);
       add_all_taps(image, padded, gradients, length, own.data());
       if (image.stride == 1) {
         padded.fill(image, gradients, channels, kPadded);
@@ -257,13 +262,8 @@ ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, co
     for (Index tap = 0; tap < count; tap++)
       add_folded(&kernels[(i * count + tap) * channels], &own[tap * length], channels, length / channels);
   });
-  add_up(kernels, image.pieces(), count * channels, dkernel);
-  if (input) {
-    std::vector<T> both(2 * channels);
-    add_up(own_sums, image.pieces(), 2 * channels, both.data());
-    std::copy(both.begin(), both.begin() + channels, sums);
-    std::copy(both.begin() + channels, both.end(), products);
-  }
+  add_up(kernels.data(), image.pieces(), count * channels, count * channels, dkernel);
+  if (input) add_up_sums(own_sums.data(), image.pieces(), 2 * channels, channels, sums, products);
   return ffi::Error::Success();
 }
 
