@@ -1,4 +1,7 @@
-"""Builds the CPU engine, once for each instruction set; without a C++ compiler the package is installed without it."""
+"""Builds what is not Python; without a compiler the package is installed without it.
+
+That is the CPU engine, once for each instruction set, and the allocator of large blocks.
+"""
 
 import hashlib
 import os
@@ -38,6 +41,14 @@ def extension(name: str) -> Extension:
     )
 
 
+LARGE_BLOCKS = Extension(
+    "flax_shufflenet.system._large_blocks",
+    ["flax_shufflenet/system/large_blocks.c"],
+    extra_compile_args=["-O2", "-fno-builtin", "-g0"],
+    optional=True,
+)
+
+
 class BuildAnew(build_ext):
     """All at once, and never from an object that is left of other sources."""
 
@@ -47,4 +58,4 @@ class BuildAnew(build_ext):
         self.parallel = os.cpu_count()
 
 
-setup(ext_modules=[extension(name) for name in FLAGS], cmdclass={"build_ext": BuildAnew})
+setup(ext_modules=[*map(extension, FLAGS), LARGE_BLOCKS], cmdclass={"build_ext": BuildAnew})

@@ -9,7 +9,6 @@ from flax_shufflenet.system.allocator import allocator_environment
 
 THREADS = 2
 RECORDED = (
-    "GLIBC_TUNABLES",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -18,8 +17,9 @@ RECORDED = (
 
 
 def worker_environment(folder: Path) -> dict[str, str]:
-    """Huge pages for malloc, and freed memory kept rather than given back to the kernel at every step: each is
-    worth a large part of a step to JAX, and neither may be an advantage that the others do not have.
+    """Large blocks of freed memory are kept, in huge pages, rather than given back to the kernel at every step: that
+    is worth a large part of a step to JAX, and may not be an advantage that the others do not have. JAX begins a step
+    once the one before is over.
 
     ``folder`` is where torch.compile keeps what it compiled; an empty one makes it compile.
     """

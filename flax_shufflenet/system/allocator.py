@@ -1,8 +1,7 @@
-"""glibc's allocator, set up for the memory that XLA's CPU client takes and gives back at every step.
+"""Large blocks of memory that stay with the process when they are freed, for XLA's CPU client.
 
-XLA takes its temporaries, hundreds of megabytes, from malloc at each call. By default glibc maps them anew each time,
-and the kernel zeroes them in pages of 4 kB: up to 40 % of a train step. Kept from step to step, in pages of 2 MB, they
-cost nothing.
+XLA takes its temporaries, hundreds of megabytes, anew at each call. By default glibc maps them each time, and the
+kernel zeroes them in pages of 4 kB: up to 40 % of a train step. ``large_blocks.c`` keeps them, in pages of 2 MB.
 """
 
 import contextlib
@@ -10,37 +9,26 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_NEVER = str(1 << 40)
-
-_TUNABLES = {
-    "glibc.malloc.hugetlb": "1",
-    # One heap that grows: XLA asks from changing threads, and each would keep its own.
-    "glibc.malloc.arena_max": "1",
-    "glibc.malloc.mmap_threshold": _NEVER,
-    "glibc.malloc.trim_threshold": _NEVER,
-}
 
 
 def allocator_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment in which glibc keeps freed memory, in huge pages; None where it already does, or cannot.
+    """The environment in which large blocks are kept, and a step begins on CPU once the one before has freed its
+    own: one block is then enough. None where large blocks already are kept, or cannot be.
 
-    Whoever sets ``glibc.malloc.hugetlb`` has made a choice, and it stays.
+    Whoever sets ``LD_PRELOAD``, to another allocator or to nothing, has made a choice, and it stays.
     """
-    given = environment.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in given or not _supported():
+    library = _library()
+    if library is None or "LD_PRELOAD" in environment:
         return None
-    ours = [f"{name}={value}" for name, value in _TUNABLES.items() if name not in given]
-    return {**environment, "GLIBC_TUNABLES": ":".join(filter(None, (given, *ours)))}
+    return {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "false", **environment, "LD_PRELOAD": library}
 
 
 def restart_with_fast_malloc() -> None:
-    """Starts the running program again, as the same process, with these settings, where they help.
+    """Starts the running program again, as the same process, with large blocks kept, where that can be done.
 
-    glibc reads them only when a process starts; what ``mallopt`` can set later leaves the heaps of threads that run
-    already, and those are what XLA uses. Call it before any work is done: nothing of it is kept.
+    An allocator is chosen when a process starts. Call it before any work is done: nothing of it is kept.
     """
     environment = allocator_environment(os.environ)
     if environment is None or not sys.executable:
@@ -53,26 +41,23 @@ def restart_with_fast_malloc() -> None:
 
 def give_back_freed_memory() -> None:
     """Returns to the system what compiling took and freed; otherwise it is kept beside what the steps take."""
-    if sys.platform == "linux" and _glibc_version() is not None:
+    if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _supported() -> bool:
-    """Whether this is Linux with a glibc that knows the tunables (2.35), and the kernel has huge pages on offer."""
-    if sys.platform != "linux":
-        return False
-    try:
-        version = _glibc_version()
-        return version is not None and version >= (2, 35) and "[never]" not in _HUGE_PAGES.read_text()
-    except OSError:  # no such kernel setting
-        return False
-
-
-def _glibc_version() -> tuple[int, int] | None:
-    """For instance (2, 36); None with another C library."""
-    try:
-        library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-        major, minor, *_ = map(int, version.split("."))
-        return (major, minor) if library == "glibc" else None
-    except ValueError:
+def _library() -> str | None:
+    """The file that ``large_blocks.c`` was built to; None where it was not, or cannot be loaded."""
+    if not _is_glibc():
         return None
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_large_blocks{suffix}")
+        if path.exists():
+            return None if set(str(path)) & set(" :") else str(path)  # they separate the names in LD_PRELOAD
+    return None
+
+
+def _is_glibc() -> bool:
+    try:
+        return sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except ValueError:
+        return False

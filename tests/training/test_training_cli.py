@@ -18,7 +18,6 @@ import flax_shufflenet as fs
 from flax_shufflenet.commands.train import parse
 from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError
-from flax_shufflenet.system.allocator import allocator_environment
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.recipe import RECIPES
 
@@ -164,14 +163,3 @@ def test_an_interrupt_is_one_line(tmp_path):
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130
     assert stderr == "train.py: interrupted, nothing new to save\n"
-
-
-def test_the_allocator_is_set_up_once_and_beside_other_tunables():
-    environment = allocator_environment({"GLIBC_TUNABLES": "glibc.malloc.arena_max=3", "HOME": "home"})
-    if environment is None:
-        pytest.skip("needs glibc 2.35 and transparent huge pages")
-    assert environment.keys() == {"GLIBC_TUNABLES", "HOME"}
-    tunables = environment["GLIBC_TUNABLES"].split(":")
-    assert tunables[:2] == ["glibc.malloc.arena_max=3", "glibc.malloc.hugetlb=1"]
-    assert allocator_environment(environment) is None
-    assert allocator_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) is None
