@@ -26,7 +26,7 @@ extern void __libc_free(void *start);
 typedef struct {
   char *start;
   size_t size;
-  bool used, touched;
+  bool used;
 } Block;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -54,11 +54,8 @@ static Block *find(void *start) {
 }
 
 static void give_back(void) {
-  for (int i = 0; i < count; i++) {
-    if (blocks[i].used || !blocks[i].touched) continue;
-    madvise(blocks[i].start, blocks[i].size, MADV_DONTNEED);
-    blocks[i].touched = false;
-  }
+  for (int i = 0; i < count; i++)
+    if (!blocks[i].used) madvise(blocks[i].start, blocks[i].size, MADV_DONTNEED);
 }
 
 // The free block of the best size, but not one of which most would lie idle; NULL where there is none.
@@ -81,14 +78,16 @@ static Block *map(size_t size) {
   return &blocks[count++];
 }
 
-// Where no kept block serves, the program has come to another phase: the kept ones return to the system.
+// Where no kept block serves, the program does something new: the memory of the kept ones returns to the system.
 static void *take(size_t size) {
   size = (size + PAGE - 1) & ~(PAGE - 1);
   lock();
   Block *block = kept(size);
-  if (!block || !block->touched) give_back();
-  if (!block) block = map(size);
-  if (block) block->used = block->touched = true;
+  if (!block) {
+    give_back();
+    block = map(size);
+  }
+  if (block) block->used = true;
   unlock();
   return block ? block->start : NULL;
 }

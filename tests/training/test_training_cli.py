@@ -1,11 +1,14 @@
 """``python train.py`` as its users run it: a process of its own."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -137,12 +140,24 @@ def test_help_names_every_option():
 
 
 def test_without_data_and_network_one_line_says_what_to_do(tmp_path):
-    proxy = "http://127.0.0.1:9"  # nobody answers there
-    environment = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY"), proxy) | {"NO_PROXY": "", "no_proxy": ""}
-    started = time.monotonic()
-    result = train("--data_dir", tmp_path / "empty", "--out", tmp_path / "out", **environment)
-    assert time.monotonic() - started < 15
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = []
+
+        def hang_up():
+            with contextlib.suppress(OSError):  # until the server is closed
+                while True:
+                    connection, _ = server.accept()
+                    asked.append(connection)
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        proxy = f"http://127.0.0.1:{server.getsockname()[1]}"
+        proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY"), proxy)
+        environment = proxies | {"NO_PROXY": "", "no_proxy": ""}
+        result = train("--data_dir", tmp_path / "empty", "--out", tmp_path / "out", **environment)
+        server.shutdown(socket.SHUT_RDWR)
     assert result.returncode == 1
+    assert len(asked) == 1  # it does not try again and again
     line = one_line_of(result)
     assert "cifar-10-binary.tar.gz" in line
     assert str(tmp_path / "empty") in line
