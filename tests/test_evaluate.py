@@ -1,6 +1,7 @@
 """``flax-shufflenet evaluate`` agrees with plain NumPy, on trained nets, converted nets and folders."""
 
 import json
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from flax_shufflenet.commands import evaluate
+from flax_shufflenet.commands import evaluate, measuring
 from flax_shufflenet.datasets import data
+from flax_shufflenet.runs.run import wilson_interval
 from tests.command_tools import run_command
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -72,6 +74,13 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
         str(digit): int(count) for digit, count in enumerate(np.bincount(digits.test_labels))
     }
     assert sum(one["correct"] for one in record["classes"].values()) == round(record["accuracy"] * 360)
+    for one in record["classes"].values():
+        assert one["accuracy_95"] == list(wilson_interval(one["correct"], one["images"]))
+    bins = record["calibration"]
+    assert (len(bins["images"]), sum(bins["images"])) == (15, 360)
+    assert np.dot(bins["images"], bins["accuracy"]) / 360 == pytest.approx(record["accuracy"])
+    assert 0 < record["calibration_error"] < 1
+    assert record["robustness"] is None
     assert record["images_per_second"] > 0
 
     code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--test_flip")
@@ -89,7 +98,31 @@ def test_a_converted_net_says_what_it_assumes_and_prints_a_table(net, capsys):
     assert [line.split(":")[0] for line in err] == ["assumed normalisation", "assumed image size"]
     assert "scikit-learn: 360 test images" in out
     assert "95 % interval" in out
-    assert len(out.splitlines()) == 4 + 1 + 10
+    assert len(out.splitlines()) == 5 + 1 + 10
+
+
+def test_robustness_is_measured_on_request_and_digits_are_not_mirrored(net, capsys):
+    model, folder = net
+    digits = data.load("digits", folder)
+    right = 0
+    for down, to_right in ((-2, 0), (2, 0), (0, -2), (0, 2)):
+        framed = np.pad(digits.test_images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        moved = framed[:, 2 - down : 34 - down, 2 - to_right : 34 - to_right]
+        images = ((moved / 255 - digits.mean) / digits.std).astype(np.float32)
+        right += int(np.sum(np.asarray(model(jnp.asarray(images))).argmax(1) == digits.test_labels))
+    code, out, _ = run_command(capsys, evaluate, folder / "trained.safetensors", "--robustness", "--json")
+    found = json.loads(out)["robustness"]
+    assert (code, list(found["accuracies"])) == (0, ["shift_2", "shift_4"])
+    assert found["accuracies"]["shift_2"] == pytest.approx(
+        right / (4 * 360), abs=4 / (4 * 360)
+    )  # rounding may tip some
+
+    code, out, _ = run_command(capsys, evaluate, folder / "trained.safetensors", "--robustness")
+    lines = out.splitlines()
+    assert code == 0
+    assert "not mirrored left to right: a mirrored digit is no digit" in lines
+    said = rf"shifted by 2 pixels  {100 * found['accuracies']['shift_2']:.2f}%, [+-][\d.]+ points"
+    assert [line for line in lines if re.fullmatch(said, line)]
 
 
 def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
@@ -132,7 +165,8 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
 
 @pytest.mark.parametrize("batch", [4, 128])
 def test_images_that_cannot_be_read_are_all_named_and_skipped_on_request(net, tmp_path, capsys, monkeypatch, batch):
-    monkeypatch.setattr(evaluate, "_BATCH", batch)
+    for module in (evaluate, measuring):
+        monkeypatch.setattr(module, "BATCH", batch)
     _, folder = net
     for label in range(10):
         path = tmp_path / "val" / str(label)
@@ -158,7 +192,7 @@ def test_images_that_cannot_be_read_are_all_named_and_skipped_on_request(net, tm
     )
     assert err == [*record["skipped"], f"{said}: going on without"]
     assert [line.split(": ")[0] for line in record["skipped"]] == list(map(str, damaged))
-    assert record["classes"]["9"] == {"images": 0, "correct": 0}
+    assert record["classes"]["9"] == {"images": 0, "correct": 0, "accuracy_95": None}
     for path in (tmp_path / "val").rglob("*.png"):
         path.write_bytes(b"")
     code, _, err = run_command(capsys, evaluate, *arguments, "--skip_unreadable")

@@ -1,34 +1,33 @@
-"""``flax-shufflenet evaluate NET``: accuracy and loss on a test set; ``--help`` lists the options."""
+"""``flax-shufflenet evaluate NET``: what a net is worth on a test set; ``--help`` lists the options."""
 
 import dataclasses
 import json
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional, arg
 
 from flax_shufflenet.commands.command_line import run
+from flax_shufflenet.commands.measuring import BATCH, EvaluationSet, Result, measure
 from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
+from flax_shufflenet.runs.calibration import BINS
 from flax_shufflenet.runs.run import wilson_interval
 from flax_shufflenet.system.allocator import restart_with_fast_malloc
 
 if TYPE_CHECKING:
     from flax_shufflenet.datasets.image_folder import ImageFiles
-    from flax_shufflenet.images.pixel_net import PixelNet
     from flax_shufflenet.images.preprocessing import Preprocessing
-    from flax_shufflenet.images.reading import ImageError
-
-_BATCH = 128
+    from flax_shufflenet.images.robustness import Robustness
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(ImageOptions):
-    """Measures a net on a test set: accuracy with its 95 % confidence interval, loss, accuracy of each class.
+    """Measures a net on a test set: accuracy with its 95 % confidence interval, loss (the negative log-likelihood),
+    expected calibration error, accuracy of each class; with --robustness also that of images that are changed.
 
     Image size and normalisation come from the net's file. A net converted from PyTorch has none: what is then assumed
     is said on stderr. Exit codes: 0 done; 2 the command line is wrong; 1 anything else, with one line on stderr.
@@ -53,6 +52,10 @@ class Options(ImageOptions):
     test_flip: bool = False
     """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
 
+    robustness: bool = False
+    """Also say how accurate the net is on mirrored images, where these keep their class, and on images shifted by 2 and
+    by 4 pixels: the mean of four directions, black beyond the edge. Takes some ten times as long."""
+
     skip_unreadable: bool = False
     """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
 
@@ -65,33 +68,6 @@ class Options(ImageOptions):
             check_dataset(self.dataset)
 
 
-class EvaluationSet(NamedTuple):
-    """Test images, a batch at a time: uint8 [n, size, size, 3], and their labels.
-
-    ``size`` counts those that cannot be read too; ``unreadable`` gets them on the way.
-    """
-
-    source: str
-    class_names: tuple[str, ...]
-    size: int
-    batches: Iterable[tuple[np.ndarray, np.ndarray]]
-    unreadable: "list[ImageError]"
-
-
-class Result(NamedTuple):
-    """``images`` and ``correct`` are counts for each class; ``loss`` is the mean over all images."""
-
-    images: np.ndarray
-    correct: np.ndarray
-    loss: float
-    images_per_second: float
-    device: str
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.sum() / self.images.sum())
-
-
 def evaluate(options: Options) -> int:
     """Prints the figures; returns 0.
 
@@ -100,7 +76,8 @@ def evaluate(options: Options) -> int:
     """
     # Imported here: JAX takes a second that --help and a wrong option need not wait for.
     from flax_shufflenet import fuse, read_metadata
-    from flax_shufflenet.images.pixel_net import of_pixels, open_net
+    from flax_shufflenet.images.pixel_net import of_pixels, open_net, with_mirror_images
+    from flax_shufflenet.images.robustness import Robustness
     from flax_shufflenet.system.platforms import check_platforms
     from flax_shufflenet.system.user_cache import keep_compiled_programs
 
@@ -126,11 +103,16 @@ def evaluate(options: Options) -> int:
     note(assumed, options)
     test = _evaluation_set(options, dataset, expected, metadata)
 
-    result = measure(of_pixels(fuse(model), expected), test, expected.size, test_flip=options.test_flip)
+    net = of_pixels(fuse(model), expected)
+    robustness = None
+    if options.robustness:
+        why_no_flip = "a mirrored digit is no digit" if dataset == "digits" else ""
+        robustness = Robustness(net, expected.size, test_flip=options.test_flip, why_no_flip=why_no_flip)
+    result = measure(with_mirror_images(net) if options.test_flip else net, test, expected.size, robustness)
     if options.json:
-        print(json.dumps(_record(options, test, result, expected)))
+        print(json.dumps(_record(options, test, result, robustness, expected)))
     else:
-        _print(options, test, result)
+        _print(options, test, result, robustness)
     return 0
 
 
@@ -185,7 +167,7 @@ def _evaluation_set(
         files, source = _files_of(Path(dataset), options.net, metadata)
         class_names, labels = files.class_names, files.labels
         unreadable += files.unreadable
-        fitted = in_threads(lambda path: read_as(path, expected.fit), files.paths, ahead=2 * _BATCH)
+        fitted = in_threads(lambda path: read_as(path, expected.fit), files.paths, ahead=2 * BATCH)
     class_names, labels = _by_the_nets_names(options.net, expected, dataset, class_names, labels)
 
     def in_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -197,7 +179,7 @@ def _evaluation_set(
                 images.append(image)
                 own.append(label)
                 read += 1
-            if len(own) == _BATCH:
+            if len(own) == BATCH:
                 yield np.stack(images), np.array(own)
                 images, own = [], []
         refuse_or_skip(unreadable, Path(dataset), skip=options.skip_unreadable)
@@ -232,41 +214,13 @@ def _files_of(folder: Path, net: Path, metadata: Mapping[str, str]) -> "tuple[Im
     return files.only(~learnt), f"{folder}{left_out}"
 
 
-def measure(net: "PixelNet", test: EvaluationSet, size: int, *, test_flip: bool) -> Result:
-    """Runs a net on every test image once, and with ``test_flip`` also on its mirror image.
-
-    The images per second count everything but compiling.
-    """
-    import jax
-
-    from flax_shufflenet.inference import batch_options
-
-    def scores_of(pixels: jax.Array) -> jax.Array:
-        return net(pixels) + net(pixels[:, :, ::-1]) if test_flip else net(pixels)
-
-    batch_size = max(1, min(_BATCH, test.size))
-    pixels = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
-    run_net = jax.jit(scores_of, compiler_options=batch_options()).lower(pixels).compile()
-    images = np.zeros(len(test.class_names), int)
-    correct = np.zeros_like(images)
-    loss = 0.0
-    started = time.perf_counter()
-    for pixels, labels in test.batches:
-        # The last batch is filled up, rather than compiled for.
-        padding = [(0, batch_size - len(pixels)), (0, 0), (0, 0), (0, 0)]
-        scores = np.asarray(run_net(np.pad(pixels, padding)), np.float64)[: len(pixels)]
-        scores = scores / 2 if test_flip else scores
-        largest = scores.max(axis=1)
-        own = scores[np.arange(len(labels)), labels]
-        loss += float(np.sum(largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1)) - own))
-        images += np.bincount(labels, minlength=len(images))
-        correct += np.bincount(labels[scores.argmax(axis=1) == labels], minlength=len(images))
-    seconds = time.perf_counter() - started
-    count = int(images.sum())
-    return Result(images, correct, loss / count, count / seconds, jax.devices()[0].device_kind)
-
-
-def _record(options: Options, test: EvaluationSet, result: Result, expected: "Preprocessing") -> dict[str, Any]:
+def _record(
+    options: Options,
+    test: EvaluationSet,
+    result: Result,
+    robustness: "Robustness | None",
+    expected: "Preprocessing",
+) -> dict[str, Any]:
     count = int(result.images.sum())
     return {
         "net": str(options.net),
@@ -276,8 +230,15 @@ def _record(options: Options, test: EvaluationSet, result: Result, expected: "Pr
         "accuracy": result.accuracy,
         "accuracy_95": wilson_interval(int(result.correct.sum()), count),
         "loss": result.loss,
+        "calibration_error": result.calibration.error,
+        "calibration": {name: values.tolist() for name, values in result.calibration._asdict().items()},
+        "robustness": robustness and {"accuracies": robustness.accuracies, "notes": robustness.notes},
         "classes": {
-            name: {"images": int(images), "correct": int(correct)}
+            name: {
+                "images": int(images),
+                "correct": int(correct),
+                "accuracy_95": wilson_interval(int(correct), int(images)) if images else None,
+            }
             for name, images, correct in zip(test.class_names, result.images, result.correct, strict=True)
         },
         "test_flip": options.test_flip,
@@ -289,7 +250,7 @@ def _record(options: Options, test: EvaluationSet, result: Result, expected: "Pr
     }
 
 
-def _print(options: Options, test: EvaluationSet, result: Result) -> None:
+def _print(options: Options, test: EvaluationSet, result: Result, robustness: "Robustness | None") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -297,15 +258,32 @@ def _print(options: Options, test: EvaluationSet, result: Result) -> None:
     count = int(result.images.sum())
     low, high = wilson_interval(int(result.correct.sum()), count)
     flip = ", each also mirrored" if options.test_flip else ""
-    print(f"data      {test.source}: {count:,} test images{flip}")
-    print(f"accuracy  {result.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}")
-    print(f"loss      {result.loss:.4f}")
-    print(f"speed     {result.images_per_second:,.0f} images/s, without compiling, on {result.device}")
+    calibrated = result.calibration
+    lines = {
+        "data": f"{test.source}: {count:,} test images{flip}",
+        "accuracy": f"{result.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}",
+        "loss": f"{result.loss:.4f}, the negative log-likelihood",
+        "calibration": f"{calibrated.error:.2%} expected error ({BINS} bins); over all images {calibrated.tendency}",
+        "speed": f"{result.images_per_second:,.0f} images/s, without compiling, on {result.device}",
+    }
+    if robustness is not None:
+        for name, accuracy in robustness.accuracies.items():
+            change = 100 * (accuracy - result.accuracy)
+            lines[robustness.changes[name].words] = f"{accuracy:.2%}, {change:+.2f} points"
+    width = max(map(len, lines)) + 2
+    for name, said in lines.items():
+        print(f"{name:<{width}}{said}")
+    for line in robustness.notes if robustness else ():
+        print(line)
     table = Table("class", box=None, pad_edge=False)
-    for heading in ("images", "correct", "accuracy"):
+    for heading in ("images", "correct", "accuracy", "95 % interval"):
         table.add_column(heading, justify="right")
     for name, images, correct in zip(test.class_names, result.images, result.correct, strict=True):
-        table.add_row(Text(name), f"{images:,}", f"{correct:,}", f"{correct / images:.2%}" if images else "-")
+        accuracy, interval = "-", "-"
+        if images:
+            low, high = wilson_interval(int(correct), int(images))
+            accuracy, interval = f"{correct / images:.2%}", f"{low:.2%} to {high:.2%}"
+        table.add_row(Text(name), f"{images:,}", f"{correct:,}", accuracy, interval)
     Console(highlight=False).print(table)
 
 

@@ -52,3 +52,8 @@ def of_pixels(net: Callable[[Array], Array], expected: Preprocessing) -> PixelNe
         return net(normalise(pixels, expected.mean, expected.std, bgr=expected.bgr)).astype(jnp.float32)
 
     return run
+
+
+def with_mirror_images(net: PixelNet) -> PixelNet:
+    """The mean of a net's scores of each image and of its mirror image."""
+    return lambda pixels: (net(pixels) + net(pixels[:, :, ::-1])) / 2

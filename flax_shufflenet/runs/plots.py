@@ -1,4 +1,4 @@
-"""Pictures of runs as PNG: curves, a confusion matrix, the hardest images. Needs neither a display nor JAX.
+"""Pictures of runs as PNG: curves, a confusion matrix, calibration, the hardest images. Needs no display and no JAX.
 
 matplotlib is imported where it is used: it takes most of a second, which no start of a run should wait for.
 """
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from flax_shufflenet.runs.run import Run
+from flax_shufflenet.runs.calibration import BINS, Calibration
+from flax_shufflenet.runs.run import Run, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,6 +137,33 @@ def confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequence[
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
+def reliability(found: Calibration, title: str) -> bytes:
+    """A reliability diagram: how often the net is right by how sure it is, and how many images it is so sure of."""
+    figure = _figure(5.2, 5.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    edges = np.linspace(0, 1, BINS + 1)
+    filled = found.images > 0
+    above.bar(
+        edges[:-1][filled], found.accuracy[filled], 1 / BINS, align="edge", color=_BLUE, edgecolor="w", label="this net"
+    )
+    above.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1.2, label="perfectly calibrated")
+    above.set(ylim=(0, 1), title=f"expected calibration error {percent(found.error)}")
+    above.set_ylabel("accuracy", fontsize=9)
+    below.bar(edges[:-1], found.images / found.images.sum(), 1 / BINS, align="edge", color=_GREY, edgecolor="w")
+    below.set_xlim(0, 1)
+    below.set_xlabel("confidence: the probability of the predicted class", fontsize=9)
+    below.set_ylabel("share of images", fontsize=9)
+    for axes in (above, below):
+        axes.title.set_fontsize(10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+        axes.xaxis.set_major_formatter(_percent())
+        axes.yaxis.set_major_formatter(_percent())
+    above.legend(loc="upper left", fontsize=9, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return _png(figure)
 
 

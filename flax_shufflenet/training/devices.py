@@ -31,6 +31,8 @@ BATCH_AXIS = "batch"
 # Seconds after which a process that was killed is taken for dead, and JAX ends the others.
 _LONGEST_SILENCE = 30
 
+_ALL_HERE, _LONGEST_WAIT = "flax_shufflenet/all_here", 10**9  # milliseconds
+
 # Where a process says that it ends early. The others look every so many seconds, and have so many to end by themselves.
 _ENDED_EARLY = "flax_shufflenet/ended_early"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_OF_GRACE = 1, 10
@@ -154,6 +156,13 @@ def all_or_none() -> Iterator[None]:
     failed = np.flatnonzero(_from_all_processes(1) == 0)
     if failed.size:
         raise TrainingError(f"process {failed[0]} cannot go on; its own message says why")
+
+
+def wait_for_all() -> None:
+    """Until all processes are here, however long that takes; at a program's end JAX waits for five minutes at most."""
+    client = distributed.global_state.client
+    if jax.process_count() > 1 and client is not None:
+        client.wait_at_barrier(_ALL_HERE, _LONGEST_WAIT)
 
 
 def check_same_everywhere(value: bytes, complaint: str) -> None:

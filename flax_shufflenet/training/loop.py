@@ -127,6 +127,7 @@ def _train(config: Config, console: Console) -> Evaluation:
     if writes:
         console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
         try_report(out_dir, out_dir / NET_FILE, dataset, console)
+    devices.wait_for_all()  # for process 0's report
     return evaluation
 
 

@@ -3,33 +3,24 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 from rich.console import Console
 
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import TrainingError, one_line
-from flax_shufflenet.functional import split
+from flax_shufflenet.images.robustness import Robustness
 from flax_shufflenet.runs import plots
+from flax_shufflenet.runs.calibration import BINS, Calibration
 from flax_shufflenet.runs.run import Run, duration, percent, read_run, wilson_interval
 from flax_shufflenet.system.files import write_whole
-from flax_shufflenet.training.evaluation import log_probabilities, make_predict_of
+from flax_shufflenet.training.judgement import Judgement, judge
 from flax_shufflenet.training.run_folder import full_disk_is_one_line
-from flax_shufflenet.weights import load
 
 REPORT_FILE = "report.md"
 _CURVES_FILE, _CONFUSION_FILE, _HARDEST_FILE = "curves.png", "confusion.png", "hardest.png"
+_RELIABILITY_FILE = "reliability.png"
 _HARDEST_IMAGES = 24
-
-
-class _Judged(NamedTuple):
-    """What a net makes of the test set. ``counts``: how many images of class (row) it takes for class (column)."""
-
-    log_probabilities: Float[np.ndarray, "test classes"]
-    predicted: Int[np.ndarray, " test"]
-    counts: Int[np.ndarray, "classes classes"]
 
 
 def try_report(folder: Path, net_file: Path, dataset: AnyDataset, console: Console) -> None:
@@ -60,7 +51,7 @@ def write_report(folder: Path, net_file: Path, dataset: AnyDataset) -> Path:
         OSError, ValueError: the net cannot be read, or the folder not be written.
     """
     run = read_run(folder)
-    judged, parameters = _judge(run, net_file, dataset)
+    judged = judge(net_file, dataset, dtype=run.options["dtype"], test_flip=run.options.get("test_flip", False))
     title = f"{_net(run)} on {dataset.name}"
     write_whole(folder / _CURVES_FILE, plots.curves(run, title))
     per_cent = "per cent of each true class" if len(dataset.class_names) <= plots.NUMBERED_CLASSES else "by class"
@@ -68,28 +59,17 @@ def write_report(folder: Path, net_file: Path, dataset: AnyDataset) -> Path:
         folder / _CONFUSION_FILE,
         plots.confusion(judged.counts, dataset.class_names, f"{title}: test images, {per_cent}"),
     )
+    write_whole(folder / _RELIABILITY_FILE, plots.reliability(judged.calibration, title))
     pictures = _hardest_images(judged, dataset)
     if pictures:
         sheet = plots.hardest(pictures, f"{title}: the hardest test images")
         write_whole(folder / _HARDEST_FILE, sheet)
-    page = "\n".join(_page(title, run, dataset, judged, parameters, hardest=len(pictures)))
+    page = "\n".join(_page(title, run, dataset, judged, hardest=len(pictures)))
     write_whole(folder / REPORT_FILE, page.encode())
     return folder / REPORT_FILE
 
 
-def _judge(run: Run, net_file: Path, dataset: AnyDataset) -> tuple[_Judged, int]:
-    """And the net's number of trainable parameters."""
-    model = load(net_file, dtype=run.options["dtype"])
-    network, parameters, statistics = split(model)
-    predict = make_predict_of(network, dataset, flip=run.options.get("test_flip", False))
-    logits = predict(parameters, statistics)
-    predicted = logits.argmax(axis=1)
-    classes = len(dataset.class_names)
-    counts = np.bincount(dataset.test_labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
-    return _Judged(log_probabilities(logits), predicted, counts), sum(array.size for array in parameters)
-
-
-def _hardest_images(judged: _Judged, dataset: AnyDataset) -> list[plots.HardImage]:
+def _hardest_images(judged: Judgement, dataset: AnyDataset) -> list[plots.HardImage]:
     """Those wrongly classified to whose true class the net gives the least probability, the worst first."""
     of_truth = judged.log_probabilities[np.arange(len(dataset.test_labels)), dataset.test_labels]
     wrong = np.flatnonzero(judged.predicted != dataset.test_labels)
@@ -114,7 +94,7 @@ def _net(run: Run) -> str:
     return f"ShuffleNetV2{f' {size}' if size else ''}{f' as in {family}' if family else ''}"
 
 
-def _page(title: str, run: Run, dataset: AnyDataset, judged: _Judged, parameters: int, *, hardest: int) -> list[str]:
+def _page(title: str, run: Run, dataset: AnyDataset, judged: Judgement, *, hardest: int) -> list[str]:
     right, count = int(np.trace(judged.counts)), len(dataset.test_labels)
     lines = [
         f"# {title}",
@@ -124,13 +104,13 @@ def _page(title: str, run: Run, dataset: AnyDataset, judged: _Judged, parameters
         "",
         "## Figures",
         "",
-        *_table(("", ""), _figures(run, right, count)),
+        *_table(("", ""), _figures(run, dataset, judged)),
         "",
         f"![Loss, accuracy and learning rate over the epochs]({_CURVES_FILE})",
         "",
         "## What ran",
         "",
-        *_table(("", ""), _circumstances(run, dataset, parameters)),
+        *_table(("", ""), _circumstances(run, dataset, judged.parameters)),
         "",
         *_table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in run.options.items()]),
         "",
@@ -139,6 +119,16 @@ def _page(title: str, run: Run, dataset: AnyDataset, judged: _Judged, parameters
         *_table(("class", "images", "right", "95 % interval", "most often taken for"), _classes(judged, dataset)),
         "",
         f"![Confusion matrix of the test set]({_CONFUSION_FILE})",
+        "",
+        "## Calibration",
+        "",
+        *_calibration(judged.calibration),
+        "",
+        f"![Reliability diagram of the test set]({_RELIABILITY_FILE})",
+        "",
+        "## Robustness",
+        "",
+        *_robustness(judged.robustness, right / count),
         "",
     ]
     if hardest:
@@ -154,7 +144,9 @@ def _page(title: str, run: Run, dataset: AnyDataset, judged: _Judged, parameters
     return lines
 
 
-def _figures(run: Run, right: int, count: int) -> list[tuple[str, str]]:
+def _figures(run: Run, dataset: AnyDataset, judged: Judgement) -> list[tuple[str, str]]:
+    right, count = int(np.trace(judged.counts)), len(dataset.test_labels)
+    likelihood = judged.log_probabilities[np.arange(count), dataset.test_labels].mean()
     last, best = run.last, run.best
     assert last is not None  # a run that has saved a net has done an epoch
     assert best is not None
@@ -165,6 +157,11 @@ def _figures(run: Run, right: int, count: int) -> list[tuple[str, str]]:
             f"{percent(best['test_accuracy'])} (95 % Wilson interval "
             f"{_interval(round(best['test_accuracy'] * count), count)}) after epoch {best['epoch']}; picked on the "
             "test images themselves, so it flatters",
+        ),
+        ("negative log-likelihood, saved net", f"{-likelihood:.4f}"),
+        (
+            "expected calibration error, saved net",
+            f"{percent(judged.calibration.error)}, in {BINS} bins ([Calibration](#calibration))",
         ),
         ("loss, last epoch", f"train {_number(last['train_loss'])}, test {_number(last['test_loss'])}"),
         ("train accuracy, last epoch", f"{percent(last['train_accuracy'])}, of augmented images while the net changes"),
@@ -191,7 +188,7 @@ def _circumstances(run: Run, dataset: AnyDataset, parameters: int) -> list[tuple
     ]
 
 
-def _classes(judged: _Judged, dataset: AnyDataset) -> list[tuple[str, ...]]:
+def _classes(judged: Judgement, dataset: AnyDataset) -> list[tuple[str, ...]]:
     """The worst class first."""
     rows = []
     totals, rights = judged.counts.sum(axis=1), np.diag(judged.counts)
@@ -204,6 +201,21 @@ def _classes(judged: _Judged, dataset: AnyDataset) -> list[tuple[str, ...]]:
         share = percent(right / total, 1) if total else ""
         rows.append((dataset.class_names[index], f"{total:,}", share, _interval(right, total), confused))
     return rows
+
+
+def _calibration(found: Calibration) -> list[str]:
+    return [
+        f"How sure the net is of its class and how often it is right are **{100 * found.error:.2f} points** apart: the "
+        f"expected calibration error, in {BINS} bins of equal width (Guo et al. 2017). Over all images the net is "
+        f"{found.tendency}."
+    ]
+
+
+def _robustness(found: Robustness, unchanged: float) -> list[str]:
+    rows = [("as they are", percent(unchanged), "")]
+    for name, accuracy in found.accuracies.items():
+        rows.append((found.changes[name].words, percent(accuracy), f"{100 * (accuracy - unchanged):+.2f} points"))
+    return [*_table(("test images", "accuracy", "change"), rows), "", *(f"- {note}" for note in found.notes)]
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,9 +1,11 @@
 """One of two processes that train together: ``COORDINATOR PROCESS_ID ENDS SILENCE``. Process 1 ends as ENDS says, and
-process 0 waits for it. SILENCE is the time in seconds after which a process is taken for dead."""
+process 0 waits for it; or it waits for process 0, which comes late. SILENCE is the time in seconds after which a
+process is taken for dead."""
 
 import os
 import signal
 import sys
+import time
 
 from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.system.interruption import Interrupted
@@ -24,6 +26,12 @@ def main() -> None:
             raise Interrupted(signal.SIGINT)
         if ends == "both":
             raise TrainingError(f"process {number} has its own message")
+        if ends == "late":
+            time.sleep(3 if number == "0" else 0)
+            print(time.time())
+            devices.wait_for_all()
+            print(time.time())
+            return
         devices.highest(0)
 
 

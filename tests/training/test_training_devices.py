@@ -167,6 +167,13 @@ def test_images_that_do_not_fit_the_device_are_refused_with_what_they_take_and_w
     devices.check_memory(1, jax.devices()[0].memory_stats(), advice)
 
 
+def test_processes_wait_for_one_that_takes_longer_to_end():
+    worker = ("-m", "tests.training.ending_worker", f"localhost:{free_port()}")
+    outputs = finish(*(start(*worker, number, "late", 100) for number in range(2)))
+    (late, _), (early, left) = ([float(line) for line in stdout.splitlines()[-2:]] for stdout, _ in outputs)
+    assert early < late <= left
+
+
 @pytest.mark.parametrize(
     ("ends", "silence", "said"),
     [

@@ -125,7 +125,7 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
     learnt = sum(name not in gone and not test for name, test in zip(names, tested, strict=True))
     assert (code, out.splitlines()[0]) == (
         0,
-        f"data      {tmp_path / 'copy'}, its {learnt} training images left out: {16 - learnt} test images",
+        f"data         {tmp_path / 'copy'}, its {learnt} training images left out: {16 - learnt} test images",
     )
 
     # Another share would test on images that were trained on.

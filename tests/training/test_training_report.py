@@ -1,5 +1,6 @@
 """The page on a run, and its pictures, from a real net and a real folder."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,12 +10,17 @@ from PIL import Image
 from rich.console import Console
 
 import flax_shufflenet as fs
+from flax_shufflenet.datasets import image_folder, streamed
 from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.runs import plots
 from flax_shufflenet.runs.run import RunError
+from flax_shufflenet.training.judgement import judge
 from flax_shufflenet.training.report import try_report, write_report
+from tests.training.streamed_run import write_images
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
+
+IMAGES = ("train_images", "test_images")
 
 
 @pytest.fixture
@@ -131,3 +137,50 @@ def test_a_full_disk_is_an_error(run_folder, small_dataset, file_size_limit):
     with file_size_limit(1000), pytest.raises(TrainingError, match=said):
         try_report(run_folder, net_file, small_dataset, Console())
     assert not (run_folder / "curves.png").exists()
+
+
+def test_the_page_says_how_sure_the_net_is_and_what_changed_images_cost(run_folder, small_dataset):
+    large = dataclasses.replace(
+        small_dataset, **{name: np.repeat(getattr(small_dataset, name), 2, axis=1).repeat(2, axis=2) for name in IMAGES}
+    )
+    lines = write_report(run_folder, run_folder / "net.safetensors", large).read_text().splitlines()
+    right = int(np.sum(large.test_labels == 0))
+    # Every image is taken for class "a" with 80 %, whatever is done to it: one bin.
+    apart = abs(80 - 10 * right)
+    assert (
+        f"| expected calibration error, saved net | {apart:.2f} %, in 15 bins ([Calibration](#calibration)) |" in lines
+    )
+    likelihood = -np.log(np.where(large.test_labels == 0, 0.8, 0.1)).mean()
+    assert f"| negative log-likelihood, saved net | {likelihood:.4f} |" in lines
+    assert f"| as they are | {10 * right}.00 % |  |" in lines
+    for change in ("mirrored left to right", "shifted by 2 pixels", "shifted by 4 pixels"):
+        assert f"| {change} | {10 * right}.00 % | +0.00 points |" in lines
+    with Image.open(run_folder / "reliability.png") as picture:
+        assert min(picture.size) > 100
+    assert "![Reliability diagram of the test set](reliability.png)" in lines
+
+
+def test_what_would_mean_nothing_is_left_out_of_the_page_and_that_is_said(run_folder, small_dataset):
+    unmirrored = dataclasses.replace(small_dataset, flip=False)
+    page = write_report(run_folder, run_folder / "net.safetensors", unmirrored).read_text()
+    assert "| mirrored" not in page
+    assert "- not mirrored left to right: the training images never are" in page
+    assert "- not shifted: images of 8x8 pixels would lose too much" in page
+
+
+def test_streamed_images_are_judged_as_those_in_memory(tmp_path):
+    """Their robustness too, each image decoded once for all its views."""
+    folder = write_images(tmp_path / "images", side=30)
+    parts = image_folder.find_parts(folder, None)
+    model = fs.ShuffleNetV2(dataclasses.replace(TINY, num_classes=2), rngs=nnx.Rngs(0))
+    fs.save(model, tmp_path / "net.safetensors")
+    on_disk, in_memory = (
+        judge(tmp_path / "net.safetensors", dataset, dtype="float32", test_flip=False)
+        for dataset in (
+            streamed.open_stream(parts, 24, skip_unreadable=False),
+            image_folder.load(folder, 24, test_share=None, skip_unreadable=False),
+        )
+    )
+    np.testing.assert_array_equal(on_disk.log_probabilities, in_memory.log_probabilities)
+    assert on_disk.robustness.accuracies == in_memory.robustness.accuracies
+    assert list(on_disk.robustness.accuracies) == ["flip", "shift_2", "shift_4"]
