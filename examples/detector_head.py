@@ -2,10 +2,8 @@
 
     python examples/detector_head.py
 
-The backbone is this project's net for CIFAR-10, frozen. Needs ``pip install -e '.[train]'``.
+The backbone is the net for CIFAR-10 that comes with the package, frozen. Needs ``pip install -e '.[train]'``.
 """
-
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +12,6 @@ import optax
 from flax import nnx
 
 import flax_shufflenet as fs
-
-CIFAR_NET = Path(__file__).parents[1] / "results" / "shufflenet_0.5_cifar10.safetensors"
 
 
 def make_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +46,7 @@ def step(head: Head, optimizer: nnx.Optimizer, maps: list[jax.Array], cells: jax
 
 
 def main() -> None:
-    model = fs.load(CIFAR_NET)
+    model = fs.pretrained("shufflenet_0.5_cifar10")
     # [N, 16, 16, 48], [N, 8, 8, 96] and [N, 4, 4, 192]; the last two have strides 4 and 8.
     maps_of = nnx.jit(lambda model, images: model.stage_features(images)[1:])
     head = Head(model.architecture.stage_widths[1:], rngs=nnx.Rngs(0))

@@ -18,8 +18,6 @@ import flax_shufflenet as fs
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.loop import train
 
-CIFAR_NET = Path(__file__).parents[1] / "results" / "shufflenet_0.5_cifar10.safetensors"
-
 
 def make_folder(folder: Path, images: int = 400) -> None:
     """FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png: what ``train.py --dataset FOLDER`` takes."""
@@ -34,8 +32,8 @@ def make_folder(folder: Path, images: int = 400) -> None:
 def main(out: Path) -> None:
     make_folder(out / "digits")
 
-    # A checkpoint in PyTorch: this project's net for CIFAR-10, in the layout of its torch_ref.
-    torch.save(convert.to_torch(fs.load(CIFAR_NET), "seed"), out / "cifar10.pt")
+    # A checkpoint in PyTorch: the net for CIFAR-10 that comes with the package, in the layout of its torch_ref.
+    torch.save(convert.to_torch(fs.pretrained("shufflenet_0.5_cifar10"), "seed"), out / "cifar10.pt")
 
     # Converted and proven. It keeps its preprocessing: images of 32x32, normalised as CIFAR-10's.
     model, _ = convert.load_torch(out / "cifar10.pt")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
     from flax_shufflenet.inference import FusedNet, fuse
     from flax_shufflenet.model import BasicBlock, DownBlock, ShuffleNetV2, channel_shuffle, channel_split
+    from flax_shufflenet.shipped.nets import pretrained
     from flax_shufflenet.weights import load, read_metadata, save
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "fuse",
     "load",
     "preset",
+    "pretrained",
     "read_metadata",
     "save",
     "seed",
@@ -31,6 +33,7 @@ _MODULES = {
     **dict.fromkeys(("FAMILIES", "Architecture", "preset", "seed"), "architecture"),
     **dict.fromkeys(("FusedNet", "fuse"), "inference"),
     **dict.fromkeys(("BasicBlock", "DownBlock", "ShuffleNetV2", "channel_shuffle", "channel_split"), "model"),
+    "pretrained": "shipped.nets",
     **dict.fromkeys(("load", "read_metadata", "save"), "weights"),
 }
 

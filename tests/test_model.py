@@ -16,6 +16,7 @@ from convert.proof.verify import FLOAT64_BAR, relative_difference, relative_erro
 from flax_shufflenet import functional
 from flax_shufflenet.layers import ConvBN
 from flax_shufflenet.model import max_pool
+from flax_shufflenet.shipped import nets
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]
@@ -234,7 +235,7 @@ def test_an_architecture_written_before_a_field_existed_has_its_default() -> Non
 
 
 def test_a_net_that_an_earlier_version_saved_loads() -> None:
-    path = Path(__file__).parent.parent / "results" / "shufflenet_0.5_cifar10.safetensors"
+    path = nets.find(Path("shufflenet_0.5_cifar10"))
     assert "negative_slope" not in fs.read_metadata(path)["architecture"]
     assert fs.load(path).architecture == fs.seed(0.5)
 

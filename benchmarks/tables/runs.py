@@ -14,7 +14,7 @@ _PACKAGES = ("python", "jax", "flax", "torch")
 def accuracy(*folders: Path) -> list[str]:
     """For the README: net, epochs, accuracy."""
     runs = _read(folders)
-    rows = ([f"`python train.py {_options(run)}`", _accuracy(run), markdown.file(run.folder)] for run in runs)
+    rows = ([f"`python train.py {command_options(run)}`", _accuracy(run), markdown.file(run.folder)] for run in runs)
     return [*markdown.table(["", "test accuracy (95 % interval)", "log"], rows), "", _ran_on(runs)]
 
 
@@ -27,7 +27,7 @@ def whole(*folders: Path) -> list[str]:
         best = run.best
         rows.append(
             [
-                f"`{_options(run)}`",
+                f"`{command_options(run)}`",
                 str(len(run.epochs)),
                 _accuracy(run),
                 "" if best is None else f"{percent(best['test_accuracy'])} ({best['epoch']})",
@@ -50,7 +50,12 @@ def tries(*folders: Path) -> list[str]:
     """Runs that differ in a few options, on training and test images."""
     runs = _read(folders)
     rows = (
-        [f"`{_options(run)}`", percent(_last(run, "train_accuracy"), 1), _accuracy(run), markdown.file(run.folder)]
+        [
+            f"`{command_options(run)}`",
+            percent(_last(run, "train_accuracy"), 1),
+            _accuracy(run),
+            markdown.file(run.folder),
+        ]
         for run in runs
     )
     heading = ["`python train.py` and", "training accuracy", "last test accuracy (95 % interval)", "log"]
@@ -99,7 +104,7 @@ def _accuracy(run: Run) -> str:
     return f"{percent(share)} ({100 * low:.2f} to {100 * high:.2f})"
 
 
-def _options(run: Run) -> str:
+def command_options(run: Run) -> str:
     """The options that make this net and recipe: those of the recipe that is nearest, and what differs from it."""
     size = run.options["net_size"]
     ways = []

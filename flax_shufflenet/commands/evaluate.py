@@ -16,6 +16,7 @@ from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
 from flax_shufflenet.runs.calibration import BINS
 from flax_shufflenet.runs.run import wilson_interval
+from flax_shufflenet.shipped import nets as shipped_nets
 from flax_shufflenet.system.allocator import restart_with_fast_malloc
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Options(ImageOptions):
     """
 
     net: Annotated[Positional[Path], arg(metavar="NET")]
-    """The net: a file that training, convert or flax_shufflenet.save wrote."""
+    """The net: a file that training, convert or flax_shufflenet.save wrote, or the name of one that comes with the
+    package."""
 
     dataset: Annotated[
         str | None,
@@ -83,12 +85,13 @@ def evaluate(options: Options) -> int:
 
     check_platforms()
     keep_compiled_programs()
-    model, expected = open_net(options.net, options)
+    file = shipped_nets.find(options.net)
+    model, expected = open_net(file, options)
     classes = model.architecture.num_classes
     if not classes:
         raise ValueError(f"{options.net}: a backbone, which has no classes")
     assumed = {name: what for name, what in expected.assumed.items() if name != "class names"}
-    metadata = read_metadata(options.net)
+    metadata = read_metadata(file)
     dataset = options.dataset or metadata.get("dataset")
     if dataset is None:
         dataset = _dataset_by_count(options.net, classes)

@@ -15,6 +15,7 @@ from flax_shufflenet.commands.command_line import run
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
 from flax_shufflenet.other_files import explain_missing
+from flax_shufflenet.shipped import nets as shipped_nets
 from flax_shufflenet.system.files import open_whole
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Options(ImageOptions):
     """
 
     net: Annotated[Positional[Path], arg(metavar="NET")]
-    """The net: a file that training, convert or flax_shufflenet.save wrote."""
+    """The net: a file that training, convert or flax_shufflenet.save wrote, or the name of one that comes with the
+    package."""
 
     output: Annotated[
         Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(default: beside NET, as .exported.zip)")
@@ -68,9 +70,12 @@ def export(options: Options) -> int:
     Raises:
         OptionError, OSError, ValueError: nothing was written; the message is one line.
     """
-    if not options.net.is_file():
-        raise FileNotFoundError(explain_missing(options.net))
-    output = options.output or options.net.with_suffix(".exported.zip")
+    file = shipped_nets.find(options.net)
+    if not file.is_file():
+        raise FileNotFoundError(explain_missing(file))
+    # A name is no path: it may have a dot in it.
+    stem = options.net.with_suffix("") if file == options.net else options.net
+    output = options.output or stem.with_name(f"{stem.name}.exported.zip")
     if output.exists() and not options.force:
         raise ValueError(f"{output} exists: name another --output, or overwrite it with --force")
     if not output.parent.is_dir():
@@ -84,7 +89,7 @@ def export(options: Options) -> int:
 
     check_platforms()
     device = _device_here(options.platforms)
-    model, expected = open_net(options.net, options)
+    model, expected = open_net(file, options)
     note(expected.assumed, options)
     program = serialise(of_pixels(fuse(model), expected), expected.size, options.platforms)
     largest = compare(program, jax.jit(of_pixels(model, expected)), expected.size, device)

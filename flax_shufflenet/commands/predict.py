@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from flax_shufflenet.commands.command_line import run
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
+from flax_shufflenet.shipped import nets as shipped_nets
 from flax_shufflenet.system.standard_streams import nobody_reads
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Options(ImageOptions):
     """
 
     net: Annotated[Positional[Path], arg(metavar="NET")]
-    """The net: a file that training, convert or flax_shufflenet.save wrote."""
+    """The net: a file that training, convert or flax_shufflenet.save wrote, or the name of one that comes with the
+    package."""
 
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...", help_behavior_hint="(required)")]
     """Image files, or folders, whose image files are taken with those of their subfolders, sorted; links are followed,
@@ -83,7 +85,9 @@ def predict(options: Options) -> int:
 
     check_platforms()
     keep_compiled_programs()
-    model, expected = open_net(options.net, options, options.classes and _read_names(options.classes))
+    model, expected = open_net(
+        shipped_nets.find(options.net), options, options.classes and _read_names(options.classes)
+    )
     classes = model.architecture.num_classes
     if not classes:
         raise ValueError(f"{options.net}: a backbone, which has no classes")

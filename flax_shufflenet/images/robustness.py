@@ -32,13 +32,13 @@ class Change(NamedTuple):
     views: tuple[View, ...]
 
 
-_FLIP = Change("mirrored left to right", (View(mirrored=True),))
-_SHIFTS = {
-    f"shift_{pixels}": Change(
-        f"shifted by {pixels} pixels",
-        tuple(View(down=down * pixels, right=right * pixels) for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1))),
-    )
-    for pixels in SHIFTS
+def _shifts(pixels: int) -> Change:
+    ways = ((-pixels, 0), (pixels, 0), (0, -pixels), (0, pixels))
+    return Change(f"shifted by {pixels} pixels", tuple(View(down=down, right=right) for down, right in ways))
+
+
+CHANGES = {"flip": Change("mirrored left to right", (View(mirrored=True),))} | {
+    f"shift_{pixels}": _shifts(pixels) for pixels in SHIFTS
 }
 
 
@@ -63,13 +63,16 @@ class Robustness:
         net = with_mirror_images(net) if test_flip else net
         if test_flip and not why_no_flip:
             why_no_flip = "the net's scores are the mean of both already (--test_flip)"
-        self.changes = {} if why_no_flip else {"flip": _FLIP}
-        self.notes = [f"not {_FLIP.words}: {why_no_flip}"] if why_no_flip else []
+        self.changes = dict(CHANGES)
+        self.notes: list[str] = []
         """For people: how the images are shifted, and what is not done to them, and why."""
+        if why_no_flip:
+            flip = self.changes.pop("flip")
+            self.notes.append(f"not {flip.words}: {why_no_flip}")
         if size >= SMALLEST_SHIFTED:
-            self.changes |= _SHIFTS
             self.notes.append("shifted: the mean of up, down, left and right, black beyond the edge")
         else:
+            self.changes = {name: change for name, change in self.changes.items() if name == "flip"}
             self.notes.append(f"not shifted: images of {size}x{size} pixels would lose too much")
         self._classes = jax.jit(
             lambda images, view: net(as_seen(images, view)).argmax(axis=1), compiler_options=batch_options()

@@ -31,8 +31,9 @@ class TaskOptions:
     ericsun99, mmpretrain, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
 
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
-    """Fine-tuning: a net.safetensors to start from. Its classifier is made anew if the classes are others, and it gets
-    images as it got them before: its size, normalisation and order of the channels."""
+    """Fine-tuning: a net.safetensors to start from, or the name of a net that comes with the package. Its classifier is
+    made anew if the classes are others, and it gets images as it got them before: its size, normalisation and order of
+    the channels."""
 
     dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|FOLDER")] = "cifar10"
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,

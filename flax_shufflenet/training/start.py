@@ -17,6 +17,7 @@ from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import OptionError, TrainingError, one_line
 from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
 from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.shipped import nets as shipped_nets
 from flax_shufflenet.training.config import DEFAULT_FAMILY, Config
 
 _SIDE = 32  # pixels, where nothing says another
@@ -47,8 +48,9 @@ def read_init(config: Config) -> SavedNet | None:
     if config.init is None:
         return None
     try:
-        metadata = weights.read_metadata(config.init)
-        model = weights.load(config.init, dtype=jnp.dtype(config.dtype))
+        file = shipped_nets.find(config.init)
+        metadata = weights.read_metadata(file)
+        model = weights.load(file, dtype=jnp.dtype(config.dtype))
     except (OSError, ValueError) as error:
         raise TrainingError(f"--init {one_line(error)}") from None
     try:
