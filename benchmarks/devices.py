@@ -45,18 +45,18 @@ def _work(options: dict, out: str, rounded: bool) -> None:
     from benchmarks.curve import train_curve
     from flax_shufflenet import ShuffleNetV2, seed
     from flax_shufflenet.datasets import data
-    from flax_shufflenet.training import devices
+    from flax_shufflenet.training import devices, processes
     from flax_shufflenet.training.config import Config
 
     config = Config(net_size=0.5, dataset="digits", **options)
-    devices.join(config)
+    processes.join(config)
     dataset = data.load(config.dataset, config.data_dir)
     model = ShuffleNetV2(seed(0.5, len(dataset.class_names)), rngs=nnx.Rngs(config.seed))
     if rounded:
         kernel = model.stem.conv.kernel
         kernel[...] = jnp.nextafter(kernel[...], jnp.inf)
     curve = train_curve(model, config, dataset, devices.make_mesh())
-    if devices.is_first_process():
+    if processes.is_first_process():
         result = curve._replace(state=[])._asdict()
         Path(out).write_text(json.dumps(result | {"device_count": jax.device_count()}))
 

@@ -20,6 +20,7 @@ import optax
 import torch
 import torch.nn.functional as F  # noqa: N812
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from benchmarks.differences import worst_difference
@@ -31,6 +32,7 @@ from flax_shufflenet import Architecture, preset
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import Functional, split
 from flax_shufflenet.images.preprocessing import expected_by
+from flax_shufflenet.training import devices
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.random_streams import epoch_order
 from flax_shufflenet.training.step import (
@@ -106,16 +108,16 @@ def _random_dataset(count: int, height: int, width: int, classes: int) -> Datase
     )
 
 
-def jax_step(case: Case, dtype: DTypeLike) -> Step:
-    """The step that ``train.py`` takes, with a net that computes in ``dtype``."""
+def jax_step(case: Case, dtype: DTypeLike, mesh: Mesh | None = None) -> Step:
+    """The step that ``train.py`` takes, with a net that computes in ``dtype``, on one device or over a mesh."""
     arrays = cast_floats(case.arrays(case.torch_net.state_dict()), dtype)
     model = from_arrays(case.architecture, arrays, dtype=dtype)
     model.train()
-    network, parameters, statistics = split(model)
+    network, parameters, statistics = split(devices.divide(model, case.config, mesh))
     optimizer = make_optimizer(case.config, case.config.epochs)
-    state = initial_state(parameters, statistics, optimizer)
-    step = make_train_step(network, optimizer, case.config, case.dataset)
-    new_state, metrics = step(state, *_data(case))
+    state = devices.replicate(initial_state(parameters, statistics, optimizer), mesh)
+    step = make_train_step(network, optimizer, case.config, case.dataset, mesh=mesh)
+    new_state, metrics = step(state, *devices.replicate(_data(case), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the step did not take the state's memory"
     # After one step, SGD's momentum is the gradient and the decay.
     momentum = optax.tree_utils.tree_get(new_state.optimizer, "trace")
@@ -136,11 +138,17 @@ def _named(network: Functional, parameters: list[jax.Array], statistics: list[ja
     return {name: np.asarray(array) for name, array in flat_arrays(network.model(parameters, statistics)).items()}
 
 
-def torch_step(case: Case, dtype: torch.dtype) -> Step:
-    """The same step by the layout's module and ``torch.optim.SGD``."""
-    net = copy.deepcopy(case.torch_net).to(dtype)
+def torch_step(case: Case, dtype: torch.dtype, *, replicas: int = 1) -> Step:
+    """The same step by the layout's module and ``torch.optim.SGD``.
+
+    Of several replicas each has its part of the batch, and gradients are averaged, as DistributedDataParallel does it;
+    so are loss and running statistics.
+    """
+    nets = [copy.deepcopy(case.torch_net).to(dtype).train() for _ in range(replicas)]
+    net = nets[0]
     for name, module in list(net.named_modules()):
         if isinstance(module, torch.nn.Dropout):
+            assert replicas == 1, "the mask is that of the whole batch"
             net.set_submodule(name, _Times(_dropout_mask(case), dtype))
     sgd = torch.optim.SGD(
         net.parameters(),
@@ -152,8 +160,19 @@ def torch_step(case: Case, dtype: torch.dtype) -> Step:
     batch_of = jax.jit(lambda images, labels, order: make_batch(0, images, labels, order, case.config, case.dataset))
     images, labels = batch_of(*_data(case))
     x = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()).to(dtype)
-    loss = F.cross_entropy(net.train()(x), torch.from_numpy(np.asarray(labels, np.int64)))
+    y = torch.from_numpy(np.asarray(labels, np.int64))
+    losses = [
+        F.cross_entropy(each(own), own_labels)
+        for each, own, own_labels in zip(nets, x.chunk(replicas), y.chunk(replicas), strict=True)
+    ]
+    loss = torch.stack(losses).mean()
     loss.backward()
+    for own, *others in zip(*(each.parameters() for each in nets), strict=True):
+        for other in others if own.grad is not None else ():
+            own.grad += other.grad
+    for own, *others in zip(*(each.buffers() for each in nets), strict=True):
+        if own.is_floating_point():
+            own.copy_(torch.stack([own, *others]).mean(0))
     gradients = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
     sgd.step()
     after = case.arrays(net.state_dict())

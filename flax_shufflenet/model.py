@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_shufflenet.architecture import Architecture
-from flax_shufflenet.layers import ConvBN, Linear
+from flax_shufflenet.layers import ConvBN, Dropout, Linear
 from flax_shufflenet.ops import blocks
 from flax_shufflenet.ops.units import Moments, Unit
 
@@ -79,9 +79,9 @@ def _units_for_engine(block: "BasicBlock | DownBlock", layers: Sequence[ConvBN],
 
 def _track(units: Sequence[ConvBN], moments: Sequence[Moments], maps: Sequence[jax.Array]) -> None:
     """``maps`` are of the sizes that the units' maps have."""
-    for unit, (mean, var), of in zip(units, moments, maps, strict=True):
+    for unit, (mean, var), x in zip(units, moments, maps, strict=True):
         if not unit.bn.use_running_average:
-            unit.bn.track(mean, var, of.size // of.shape[-1])
+            unit.bn.track(mean, var, x)
 
 
 class BasicBlock(nnx.Module):
@@ -103,7 +103,8 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         if units := _units_for_engine(self, self.branch, x):
-            found = blocks.basic_block(x, tuple(units), self.branch[0].bn.epsilon)
+            bn = self.branch[0].bn
+            found = blocks.basic_block(x, tuple(units), bn.epsilon, bn.axis_name)
             y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
             _track(self.branch, moments, [x, x, x])
             return y
@@ -142,7 +143,8 @@ class DownBlock(nnx.Module):
         layers = [*self.left, *self.right]
         if units := _units_for_engine(self, layers, x):
             left, right = tuple(units[: len(self.left)]), tuple(units[len(self.left) :])
-            found = blocks.down_block(x, left, right, self.right[0].relu, layers[0].bn.epsilon)
+            bn = layers[0].bn
+            found = blocks.down_block(x, left, right, self.right[0].relu, bn.epsilon, bn.axis_name)
             y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
             _track(layers, moments, [y, y, x, y, y])
             return y
@@ -194,7 +196,7 @@ class ShuffleNetV2(nnx.Module):
             width = stage_width
         if architecture.last_width:
             self.last = _pointwise(width, architecture.last_width, relu=True, **options)
-        self.dropout = nnx.Dropout(architecture.dropout)
+        self.dropout = Dropout(architecture.dropout)
         if architecture.num_classes:
             self.classifier = Linear(
                 architecture.features_width, architecture.num_classes, bias=architecture.head_bias, **linear_options

@@ -8,6 +8,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from flax_shufflenet import ops
 from flax_shufflenet.ops import batch_norm, branch, convolution, native, units
@@ -71,12 +73,16 @@ def batch_norm_arrays(shape):
 )
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_and_its_gradient_are_xlas(shape, relu) -> None:
-    x, scale, bias, dy, dmean, dvar = batch_norm_arrays(shape)
-    y, mean, var, inverse = batch_norm.by_engine(x, scale, bias, epsilon=1e-5, relu=relu)
-    check([y, mean, var, inverse], batch_norm.reference(x, scale, bias, epsilon=1e-5, relu=relu))
-    given = x, scale, bias, mean, inverse, dy, dmean, dvar
-    expected = batch_norm.gradient_reference(*given, relu=relu)
-    check(batch_norm.gradient_by_engine(*given, relu=relu), expected)
+    x, scale, bias, dy, per_centred, per_value = batch_norm_arrays(shape)
+    mean, var, inverse = batch_norm.statistics(x, epsilon=1e-5)
+    check([mean, var, inverse], batch_norm.statistics_reference(x, epsilon=1e-5))
+    how = mean, inverse, scale, bias
+    check(batch_norm.normalise(x, *how, relu=relu), batch_norm.normalise_reference(x, *how, relu=relu))
+    sums = batch_norm.gradient_sums(dy, x, *how, relu=relu)
+    check(sums, batch_norm.gradient_sums_reference(dy, x, *how, relu=relu))
+    given = dy, x, *how, per_centred, per_value
+    dx = batch_norm.input_gradient(*given, relu=relu)
+    check(dx, batch_norm.input_gradient_reference(*given, relu=relu))
 
 
 # Channels that fill no vector, one image, odd sides, more images than pieces.
@@ -182,8 +188,7 @@ def test_branches_for_inference_are_xlas(shape, kinds, stride) -> None:
 def test_the_variance_is_exact_at_any_mean() -> None:
     """At a mean of 10,000 standard deviations, E[x^2] - E[x]^2 in float32 would be wrong by a factor."""
     x = (random(16, 16, 16, 24) + 1e4).astype(jnp.float32)
-    ones = jnp.ones(24, jnp.float32)
-    _, mean, var, _ = batch_norm.by_engine(x, ones, 0 * ones, epsilon=1e-5, relu=False)
+    mean, var, _ = batch_norm.statistics(x, epsilon=1e-5)
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-7)
     np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-6)
@@ -191,7 +196,7 @@ def test_the_variance_is_exact_at_any_mean() -> None:
 
 def test_a_relu_passes_on_what_is_no_number() -> None:
     x = random(2, 3, 4, 5).at[0, 0, 0, 2].set(jnp.nan)
-    y = batch_norm.by_engine(x, jnp.ones(5), jnp.zeros(5), epsilon=1e-5, relu=True)[0]
+    y, _, _ = batch_norm.batch_norm(x, jnp.ones(5), jnp.zeros(5), 1e-5, True)
     assert jnp.isnan(y[..., 2]).all()
     assert not jnp.isnan(jnp.delete(y, 2, axis=-1)).any()
 
@@ -229,6 +234,17 @@ def test_it_runs_on_cpu_and_is_not_exported() -> None:
     exported = jax.export.export(jax.jit(forward), platforms=("cpu", "cuda"))(x, kernel)
     assert "custom_call" not in exported.mlir_module()
     check([exported.call(x, kernel)], [forward(x, kernel)])
+
+
+def test_it_runs_where_each_device_computes_for_itself_and_not_where_xla_divides() -> None:
+    mesh = jax.sharding.AbstractMesh((2,), ("batch",))
+    divided, whole = (NamedSharding(mesh, P(*axes)) for axes in (("batch",), ()))
+    x = jax.ShapeDtypeStruct((2, 5, 5, 4), jnp.float64, sharding=divided)
+    kernel = jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float64, sharding=whole)
+    specs = {"in_specs": (divided.spec, whole.spec), "out_specs": divided.spec}
+    mapped = jax.shard_map(forward, mesh=mesh, check_vma=False, **specs)
+    programs = [jax.jit(each).trace(x, kernel).lower(lowering_platforms=("cpu",)) for each in (mapped, forward)]
+    assert ["flax_shufflenet.depthwise" in program.as_text() for program in programs] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +285,8 @@ def test_processors_with_less_get_the_same(instructions) -> None:
     x, scale, bias, dy, *_ = batch_norm_arrays((3, 7, 5, 58))
     kernel = random(3, 3, 1, 58, seed=9)
     calls = {
-        "batch_norm": ((x, scale, bias), {"epsilon": 1e-5, "relu": True}),
+        "batch_norm_statistics": ((x,), {"epsilon": 1e-5}),
+        "batch_norm_gradient_sums": ((dy, x, scale, scale, scale, bias), {"relu": True}),
         "depthwise": ((x, kernel), {"stride": 1}),
         "depthwise_input_gradient": ((x, kernel, dy), {"stride": 1}),
         "depthwise_kernel_gradient": ((x, kernel, dy), {"stride": 1}),

@@ -180,14 +180,12 @@ _ROWS_OF_A_PART = 128
 
 def _pointwise_kernel_gradient(x, kernel, dy, *, stride=1):
     count = x.size // x.shape[-1]
-    # Each device's rows are parted on their own, so that a divided batch stays divided.
-    devices, parts = max(1, jax.sharding.get_abstract_mesh().size), _KERNEL_GRADIENT_PARTS
-    if count % (devices * parts) or count // (devices * parts) < _ROWS_OF_A_PART:
-        devices = parts = 1
-    x, dy = (each.reshape(devices * parts, -1, each.shape[-1]) for each in (x, dy))
+    parts = _KERNEL_GRADIENT_PARTS
+    if count % parts or count // parts < _ROWS_OF_A_PART:
+        parts = 1
+    x, dy = (each.reshape(parts, -1, each.shape[-1]) for each in (x, dy))
     products = jnp.einsum("prc,pre->pce", x, dy, preferred_element_type=accumulator(dy.dtype))
-    products = products.reshape(devices, parts, *products.shape[1:])
-    return _sum(products[:, part] for part in range(parts)).sum(0).astype(kernel.dtype)[None, None]
+    return _sum(products).astype(kernel.dtype)[None, None]
 
 
 # --- depthwise: k*k taps, each times one vector of channels

@@ -22,8 +22,10 @@ from jax.interpreters import ad, batching, mlir
 
 FOLDER = Path(__file__).parent
 HANDLERS = (
+    "batch_norm_statistics",
     "batch_norm",
-    "batch_norm_gradient",
+    "batch_norm_gradient_sums",
+    "batch_norm_input_gradient",
     "depthwise",
     "depthwise_input_gradient",
     "depthwise_kernel_gradient",
@@ -104,13 +106,14 @@ _in_place: dict[str, int] = {}
 
 
 def applies(*arrays: Array | np.ndarray) -> bool:
-    """Whether the engine computes with these: all float32 or all float64, not empty, and on one device. Over several,
-    XLA would have to bring together what it cannot divide."""
+    """Whether the engine computes with these: all float32 or all float64, not empty, and on one device, or within
+    ``jax.shard_map``, where each device computes by itself. What XLA divides among devices it could not divide."""
     dtypes = {array.dtype for array in arrays}
     known = dtypes in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.float64)})
     sizes = [size for array in arrays for size in array.shape]  # some are symbols in a program for any of them
     known = known and all(isinstance(size, int) and size for size in sizes)
-    return known and jax.sharding.get_abstract_mesh().empty and info().engine
+    mesh = jax.sharding.get_abstract_mesh()
+    return known and (mesh.empty or mesh.are_all_axes_manual) and info().engine
 
 
 def operation(
@@ -119,8 +122,8 @@ def operation(
     """A function of arrays, and of options by keyword, that one of the engine's handlers computes on CPU.
 
     ``reference`` computes the same in JAX, as a tuple or list of arrays. It is what all other platforms get, several
-    devices at once, exported programs (which so run where this package is not), and derivatives. The first outcome
-    comes in the place of the array of number ``in_place``, where that is the last one.
+    devices at once outside ``jax.shard_map``, exported programs (which so run where this package is not), and
+    derivatives. The first outcome comes in the place of the array of number ``in_place``, where that is the last one.
     """
     _references[name] = reference
     if in_place is not None:
@@ -160,12 +163,19 @@ def _lower_reference(context, *arrays, name, options):
 
 def _lower_to_engine(context, *arrays, name, options):
     module = context.module_context
-    if module.lowering_parameters.for_export or getattr(module.axis_context, "num_devices", 0) != 1:
+    if module.lowering_parameters.for_export or not _is_on_one_device(module.axis_context):
         return _lower_reference(context, *arrays, name=name, options=options)
     last = len(arrays) - 1
     aliases = {last: 0} if _in_place.get(name) == last else None
     lower = jax.ffi.ffi_lowering(_target(name), operand_output_aliases=aliases)
     return lower(context, *arrays, **{key: _attribute(value) for key, value in options})
+
+
+def _is_on_one_device(axis_context) -> bool:
+    """Or in a program that each device runs by itself: within ``jax.shard_map``."""
+    if hasattr(axis_context, "manual_axes"):
+        return axis_context.manual_axes == frozenset(axis_context.mesh.axis_names)
+    return getattr(axis_context, "num_devices", 0) == 1
 
 
 def _attribute(value):

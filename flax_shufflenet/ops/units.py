@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from flax_shufflenet.ops import batch_norm
 from flax_shufflenet.ops import native as engine
 from flax_shufflenet.ops.convolution import reference as convolution
+from flax_shufflenet.ops.divided import average
 from flax_shufflenet.ops.rounding import inverse_std
 
 FeatureMap = Float[Array, "n h w c"]
@@ -70,11 +72,7 @@ class Gradient(NamedTuple):
 
 
 def _read(x: FeatureMap, how: Sequence[Channels], *, relu: bool) -> FeatureMap:
-    if not how:
-        return x
-    mean, inverse, scale, bias = how
-    y = (x - mean) * (scale * inverse) + bias
-    return jax.nn.relu(y) if relu else y
+    return batch_norm.normalise_reference(x, *how, relu=relu)[0] if how else x
 
 
 def _convolution(x: FeatureMap, kernel: Array, stride: int) -> OtherMap:
@@ -84,8 +82,7 @@ def _convolution(x: FeatureMap, kernel: Array, stride: int) -> OtherMap:
 def _with_statistics(z: FeatureMap, epsilon: float, *, measure: bool) -> list[Array]:
     if not measure:
         return [z, *[jnp.zeros(z.shape[-1], z.dtype)] * 3]
-    mean, var = jnp.mean(z, (0, 1, 2)), jnp.var(z, (0, 1, 2))
-    return [z, mean, var, 1 / jnp.sqrt(var + epsilon)]
+    return [z, *batch_norm.statistics_reference(z, epsilon=epsilon)]
 
 
 def _pointwise(x, kernel, *how, epsilon, measure, relu, first):
@@ -105,10 +102,8 @@ def _map_gradient(gradient, z, mean, inverse, scale, total, product):
 
 def _passed(gradient, x, how, *, relu):
     """A gradient where the ReLU passes it, and its two sums."""
-    mean, inverse, scale, bias = how
-    if relu:
-        gradient = jnp.where((x - mean) * (scale * inverse) + bias > 0, gradient, 0)
-    return [gradient, jnp.sum(gradient, (0, 1, 2)), jnp.sum(gradient * (x - mean), (0, 1, 2))]
+    gradient, _ = batch_norm.passed(gradient, x, *how, relu=relu)
+    return [gradient, *batch_norm.gradient_sums_reference(gradient, x, *how, relu=False)]
 
 
 def _convolution_gradient(of_output, x, kernel, how, *, relu, stride):
@@ -160,16 +155,20 @@ join_branches_gradient = engine.operation("join_gradient", _join_gradient)
 # --- units
 
 
-def run(operation, unit: Unit, x: FeatureMap | Normalised, epsilon: float, *, relu: bool, **options):
-    """A unit's normalised map and the statistics that it is normalised with."""
+def run(operation, epsilon, axis_name, unit: Unit, x: FeatureMap | Normalised, *, relu: bool, **options):
+    """A unit's normalised map and the statistics that it is normalised with; ``axis_name`` is that of ``divided``."""
     arrays = (x.map, unit.kernel, *x.how) if isinstance(x, Normalised) else (x, unit.kernel)
     z, mean, var, inverse = operation(*arrays, epsilon=epsilon, measure=unit.mean is None, relu=relu, **options)
     if unit.mean is not None and unit.var is not None:
         mean, inverse = unit.mean, inverse_std(unit.var, epsilon)
+    else:
+        mean, var, inverse = batch_norm.synchronise(mean, var, inverse, epsilon, axis_name)
     return Normalised(z, mean, inverse, unit.scale, unit.bias), Moments(mean, var)
 
 
-def differentiate(operation, gradient: Gradient, output: Normalised, unit: Unit, x, *rest, relu: bool, **options):
+def differentiate(
+    operation, axis_name, gradient: Gradient, output: Normalised, unit: Unit, x, *rest, relu: bool, **options
+):
     """The gradient of a unit's input, and of its parameters."""
     normalised = isinstance(x, Normalised)
     arrays = (x.map, unit.kernel, *x.how) if normalised else (x, unit.kernel, *rest)
@@ -180,6 +179,9 @@ def differentiate(operation, gradient: Gradient, output: Normalised, unit: Unit,
         dmean = -unit.scale * output.inverse * total
         dvar = -unit.scale * output.inverse**3 * product / 2
         total, product = jnp.zeros_like(total), jnp.zeros_like(product)
+    else:
+        # The operation divides them by the number of values in its own part of the batch.
+        total, product = average(jnp.stack([total, product]), axis_name)
     of_output = (gradient.map, output.map, output.mean, output.inverse, output.scale, total, product)
     dx, dkernel, *sums = operation(*of_output, *arrays, relu=relu, **options)
     of_unit = Unit(dkernel, dscale, gradient.sum, dmean, dvar)

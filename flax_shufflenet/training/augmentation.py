@@ -4,7 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Key, UInt8
+from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
+
+from flax_shufflenet.training import devices
 
 PADDING = 4  # pixels on each side, as in torchvision's RandomCrop(32, padding=4)
 
@@ -17,9 +19,19 @@ _ERASING_ATTEMPTS = 10
 def augment(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool) -> UInt8[Array, "n h w 3"]:
     """Shifts each image by up to ``PADDING`` pixels either way, black beyond its edge, and mirrors half of them.
 
-    Every image has its own shift and flip. ``flip=False`` leaves out the mirroring.
+    Every image has its own shift and flip. ``flip=False`` leaves out the mirroring. In a function that ``devices.jit``
+    maps, ``images`` are a device's part of a batch, and what happens to an image is what would on one device.
     """
     n, height, width, _ = images.shape
+    rows, columns = devices.own_part(_crops(key, devices.whole_count(n), height, width, flip=flip))
+    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    return jax.vmap(lambda image, rows, columns: image[rows[:, None], columns])(padded, rows, columns)
+
+
+def _crops(
+    key: Key[Array, ""], n: int, height: int, width: int, *, flip: bool
+) -> tuple[Int[Array, "n h"], Int[Array, "n w"]]:
+    """The rows and columns of n padded images that are kept."""
     shift_key, flip_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (2, n), 0, 2 * PADDING + 1)
     rows = shifts[0][:, None] + jnp.arange(height)
@@ -27,9 +39,7 @@ def augment(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool)
     if flip:
         mirrored = jax.random.bernoulli(flip_key, shape=(n, 1))
         columns = jnp.where(mirrored, columns[:, ::-1], columns)
-    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    # One image's gather, vectorised: XLA sees that no image needs another's pixels, and divides it among devices.
-    return jax.vmap(lambda image, rows, columns: image[rows[:, None], columns])(padded, rows, columns)
+    return rows, columns
 
 
 def erase(key: Key[Array, ""], images: Float32[Array, "n h w 3"], *, probability: float) -> Float32[Array, "n h w 3"]:
@@ -38,9 +48,18 @@ def erase(key: Key[Array, ""], images: Float32[Array, "n h w 3"], *, probability
     Normalised images are meant, where 0 is the mean colour. As in torchvision (after Zhong et al.,
     https://arxiv.org/abs/1708.04896), the rectangle's area is uniform in ``ERASED_AREA`` and the logarithm of its
     height over its width is uniform in ``ERASED_RATIO``; the first of ten draws that is smaller than the image either
-    way is taken, and if none is, the image stays whole.
+    way is taken, and if none is, the image stays whole. Under ``devices.jit`` it is as ``augment``.
     """
     n, height, width, _ = images.shape
+    rows, columns = devices.own_part(_rectangles(key, devices.whole_count(n), height, width, probability=probability))
+    inside = rows[:, :, None] & columns[:, None, :]
+    return jnp.where(inside[..., None], 0, images)
+
+
+def _rectangles(
+    key: Key[Array, ""], n: int, height: int, width: int, *, probability: float
+) -> tuple[Bool[Array, "n h"], Bool[Array, "n w"]]:
+    """The rows and columns of n images that are in a rectangle; no rows where there is none."""
     chosen_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
     draws = (n, _ERASING_ATTEMPTS)
     area = height * width * jax.random.uniform(area_key, draws, minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
@@ -58,5 +77,4 @@ def erase(key: Key[Array, ""], images: Float32[Array, "n h w 3"], *, probability
         for axis, length in enumerate((height, width))
     )
     erased = jax.random.bernoulli(chosen_key, probability, (n,)) & fits.any(axis=1)
-    inside = erased[:, None, None] & rows[:, :, None] & columns[:, None, :]
-    return jnp.where(inside[..., None], 0, images)
+    return rows & erased[:, None], columns

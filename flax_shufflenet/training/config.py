@@ -98,6 +98,10 @@ class TrainingOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the net computes in. Parameters, batch statistics and the loss are float32 either way."""
 
+    batch_statistics: Literal["synchronised", "per_device"] = "synchronised"
+    """What several devices normalise with: the statistics of the whole batch, or each those of its own images, as
+    PyTorch's DistributedDataParallel does. The running statistics are then the average over the devices."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:

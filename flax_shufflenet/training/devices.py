@@ -1,199 +1,34 @@
-"""Training on many devices and many hosts: every device holds the state and the data, and works on its part of a batch.
+"""Training on many devices: every device holds the state and the data, and works on its part of a batch.
 
-``jax.jit`` computes over a mesh of devices what it computes on one: batch statistics, loss and gradients are those of
-the whole batch, and XLA puts in the sums across devices that this takes. With one device there is no mesh (``None``),
-and nothing here does anything.
+``jit`` maps a function over the devices of a mesh (``jax.shard_map``): each computes for itself, and what they tell
+each other the function says, by ``average`` and ``total`` here and by the ``axis_name`` of the net's layers. With one
+device there is no mesh (``None``), and nothing here does anything.
 """
 
-import contextlib
-import functools
 import math
-import os
-import socket
-import sys
-import threading
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # for the client of the coordinator, which the public module keeps to itself
-from jax.experimental import multihost_utils
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Int32
 
-from flax_shufflenet.errors import OptionError, TrainingError, one_line
-from flax_shufflenet.training.config import AUTO, Config
+from flax_shufflenet.errors import OptionError, TrainingError
+from flax_shufflenet.layers import BatchNorm, Dropout
+from flax_shufflenet.model import ShuffleNetV2
+from flax_shufflenet.ops import divided
+from flax_shufflenet.training.config import Config
 
 BATCH_AXIS = "batch"
 
-# Seconds after which a process that was killed is taken for dead, and JAX ends the others.
-_LONGEST_SILENCE = 30
-
-_ALL_HERE, _LONGEST_WAIT = "flax_shufflenet/all_here", 10**9  # milliseconds
-
-# Where a process says that it ends early. The others look every so many seconds, and have so many to end by themselves.
-_ENDED_EARLY = "flax_shufflenet/ended_early"
-_SECONDS_BETWEEN_LOOKS, _SECONDS_OF_GRACE = 1, 10
-
-_STEPS_BETWEEN_QUESTIONS = 20
-_REPLICATED, _DIVIDED = PartitionSpec(), PartitionSpec(BATCH_AXIS)
+REPLICATED, DIVIDED = PartitionSpec(), PartitionSpec(BATCH_AXIS)
+"""Where an array of ``jit`` lies: whole on every device, or each device's part of a batch on it."""
 
 Tree = TypeVar("Tree")
 MemoryStats = Mapping[str, int]
-
-
-# --- processes
-
-
-def join(config: Config) -> None:
-    """Joins the other processes of a run, where ``config`` says that there are some; JAX must not be in use yet.
-
-    Raises:
-        TrainingError: no cluster that JAX knows, or the other processes cannot be reached.
-    """
-    if config.coordinator is None or jax.distributed.is_initialized():
-        return
-    options: dict[str, Any] = {}
-    if config.coordinator != AUTO:
-        options = {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.num_processes,
-            "process_id": config.process_id,
-            "cluster_detection_method": "deactivate",
-        }
-        if config.process_id == 0:
-            _check_port_is_free(config.coordinator)
-    # It would take SIGTERM for itself, which the loop listens to.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(**options, heartbeat_timeout_seconds=_LONGEST_SILENCE)
-    except ValueError:  # JAX asks for its own arguments
-        raise TrainingError(
-            "--coordinator auto: JAX finds no cluster here (it knows Slurm, Open MPI, Cloud TPU and GKE): "
-            "give --coordinator HOST:PORT, --num_processes and --process_id"
-        ) from None
-    except RuntimeError as error:
-        raise TrainingError(f"--coordinator {config.coordinator}: {one_line(error)}") from None
-
-
-def _check_port_is_free(coordinator: str) -> None:
-    # JAX would end the process with a stack trace.
-    port = int(coordinator.rpartition(":")[2])
-    try:
-        with socket.create_server(("", port)):
-            pass
-    except OSError as error:
-        raise TrainingError(f"--coordinator {coordinator}: port {port} cannot be used here: {error.strerror}") from None
-
-
-def is_first_process() -> bool:
-    """Whether this is process 0, the one that prints and writes."""
-    return jax.process_index() == 0
-
-
-@contextlib.contextmanager
-def only_first_process_prints() -> Iterator[None]:
-    """What other processes write to standard output is lost; errors are not."""
-    if is_first_process():
-        yield
-    else:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            yield
-
-
-@contextlib.contextmanager
-def end_together() -> Iterator[None]:
-    """Where what is done inside ends early in one process, interrupted or with an error, the others end, too.
-
-    They may be waiting for it within JAX, where no exception reaches them: a thread says why and ends the process with
-    exit code 1. Otherwise they would wait for minutes, and so would the one that ends, until they have all left.
-    """
-    client = distributed.global_state.client
-    if jax.process_count() == 1 or client is None:
-        yield
-        return
-    over = threading.Event()
-    threading.Thread(target=_end_with_others, args=(client, over), daemon=True).start()
-    try:
-        yield
-    except BaseException as error:
-        reason = f"process {jax.process_index()} has ended ({one_line(error)})"
-        with contextlib.suppress(Exception):  # the others may have said so first, or be gone with the coordinator
-            client.key_value_set(_ENDED_EARLY, reason)
-        raise
-    finally:
-        over.set()
-
-
-def _end_with_others(client: Any, over: threading.Event) -> None:
-    while not over.wait(_SECONDS_BETWEEN_LOOKS):
-        try:
-            reason = client.key_value_try_get(_ENDED_EARLY)
-        except Exception:  # nobody has said anything
-            continue
-        if over.wait(_SECONDS_OF_GRACE):
-            return
-        print(f"{reason}, which this process cannot go on without", file=sys.stderr, flush=True)
-        with contextlib.suppress(Exception):
-            jax.distributed.shutdown()  # the one that ended waits for it
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def all_or_none() -> Iterator[None]:
-    """What is done inside has to succeed in all processes; where it fails in one, none goes on to wait for it.
-
-    Raises:
-        TrainingError: it failed in another process.
-    """
-    try:
-        yield
-    except Exception:
-        _from_all_processes(0)
-        raise
-    failed = np.flatnonzero(_from_all_processes(1) == 0)
-    if failed.size:
-        raise TrainingError(f"process {failed[0]} cannot go on; its own message says why")
-
-
-def wait_for_all() -> None:
-    """Until all processes are here, however long that takes; at a program's end JAX waits for five minutes at most."""
-    client = distributed.global_state.client
-    if jax.process_count() > 1 and client is not None:
-        client.wait_at_barrier(_ALL_HERE, _LONGEST_WAIT)
-
-
-def check_same_everywhere(value: bytes, complaint: str) -> None:
-    """Processes that compute different things wait for each other for ever, or train on nonsense.
-
-    Raises:
-        TrainingError: another process has another ``value`` than process 0; "process 1" and ``complaint`` say so.
-    """
-    checksums = _from_all_processes(zlib.crc32(value))
-    different = np.flatnonzero(checksums != checksums[0])
-    if different.size:
-        raise TrainingError(f"process {different[0]} {complaint}")
-
-
-def may_ask(step: int) -> bool:
-    """Whether it is time for ``highest`` after this step: asking other processes holds all of them up."""
-    return jax.process_count() == 1 or step % _STEPS_BETWEEN_QUESTIONS == 0
-
-
-def highest(number: int) -> int:
-    """The highest of the numbers, from 0, that all processes come with; they have to come at the same step."""
-    return int(_from_all_processes(number).max())
-
-
-def _from_all_processes(value: int) -> np.ndarray:
-    if jax.process_count() == 1:
-        return np.array([value])
-    return np.asarray(multihost_utils.process_allgather(np.array(value, np.uint32))).reshape(-1)
-
-
-# --- devices
+Specs = PartitionSpec | tuple[PartitionSpec, ...]
 
 
 def make_mesh() -> Mesh | None:
@@ -238,12 +73,12 @@ def place_batch(array: np.ndarray, mesh: Mesh | None) -> Array:
     read into may be used again."""
     if mesh is None:
         return jax.numpy.array(array)
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, _DIVIDED), np.array(array))
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, DIVIDED), np.array(array))
 
 
 def batch_template(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None) -> jax.ShapeDtypeStruct:
     """What ``place_batch`` makes of a whole batch of this shape."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=None if mesh is None else NamedSharding(mesh, _DIVIDED))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=None if mesh is None else NamedSharding(mesh, DIVIDED))
 
 
 def own_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " n"]:
@@ -251,7 +86,7 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " n"]:
     rows = np.arange(batch_size)
     if mesh is None:
         return rows
-    parts = NamedSharding(mesh, _DIVIDED).addressable_devices_indices_map((batch_size,))
+    parts = NamedSharding(mesh, DIVIDED).addressable_devices_indices_map((batch_size,))
     return np.sort(np.concatenate([rows[index] for index in parts.values()]))
 
 
@@ -259,7 +94,7 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """The same arrays on every device of the mesh; every process has to have the same values."""
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, tree)
-    sharding = NamedSharding(mesh, _REPLICATED)
+    sharding = NamedSharding(mesh, REPLICATED)
 
     def on_all_devices(leaf: Any) -> Array:
         array = np.asarray(leaf)
@@ -268,22 +103,61 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     return jax.tree.map(on_all_devices, tree)
 
 
-def jit(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> jax.stages.Wrapped:
-    """``jax.jit`` over the mesh's devices: ``function`` may call ``shard``, and its results are replicated."""
+def jit(
+    function: Callable[..., Any],
+    mesh: Mesh | None,
+    *,
+    inputs: Specs = REPLICATED,
+    outputs: Specs = REPLICATED,
+    **options: Any,
+) -> jax.stages.Wrapped:
+    """``jax.jit`` of a function that each device runs with its part of what is divided.
+
+    ``inputs`` and ``outputs`` say what that is, for all arrays or for each. What comes out divided is then brought
+    together: in the end all results are replicated.
+    """
     if mesh is None:
         return jax.jit(function, **options)
-
-    @functools.wraps(function)
-    def on_mesh(*arguments: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*arguments)
-
-    return jax.jit(on_mesh, out_shardings=NamedSharding(mesh, _REPLICATED), **options)
+    # What check_vma checks, JAX cannot know of the CPU engine's operations; tests compare the devices' results.
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+    return jax.jit(mapped, out_shardings=NamedSharding(mesh, REPLICATED), **options)
 
 
-def shard(batch: Array) -> Array:
-    """Divides the first axis among the devices of the mesh that ``jit`` is tracing for."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, _DIVIDED))
+def divide(model: ShuffleNetV2, config: Config, mesh: Mesh | None) -> ShuffleNetV2:
+    """The net, in train mode, that each device of the mesh runs in a function that ``jit`` maps.
+
+    It is synchronised as ``config.batch_statistics`` says; what is dropped of the features is always that of the whole
+    batch.
+    """
+    if mesh is None:
+        return model
+    layers = (Dropout, BatchNorm) if config.batch_statistics == "synchronised" else Dropout
+    return nnx.view(model, only=layers, axis_name=BATCH_AXIS)
+
+
+# --- in a function that ``jit`` maps
+
+
+def own_part(tree: Tree) -> Tree:
+    """Of arrays with a row for each image of the whole batch, those of this device's images."""
+    return jax.tree.map(lambda whole: divided.own_rows(whole, _axis_name()), tree)
+
+
+def whole_count(own: int) -> int:
+    """The images of the whole batch, of which each device has ``own``."""
+    return divided.whole_count(own, _axis_name())
+
+
+def average(tree: Tree) -> Tree:
+    """Of each value over all devices."""
+    return divided.average(tree, _axis_name())
+
+
+def total(count: Int32[Array, ""]) -> Int32[Array, ""]:
+    """The sum over all devices."""
+    axis_name = _axis_name()
+    return count if axis_name is None else jax.lax.psum(count, axis_name)
+
+
+def _axis_name() -> str | None:
+    return None if jax.sharding.get_abstract_mesh().empty else BATCH_AXIS

@@ -57,10 +57,10 @@ def make_predict(
         start: int | Int32[Array, ""],
     ) -> Float[Array, "batch classes"]:
         # The last batch reaches beyond the end, and repeats the last image there.
-        indices = devices.shard(jnp.minimum(start + jnp.arange(batch_size), count - 1))
+        indices = devices.own_part(jnp.minimum(start + jnp.arange(batch_size), count - 1))
         return scores_of(parameters, statistics, images[indices])
 
-    run = devices.jit(logits_of_batch, mesh)
+    run = devices.jit(logits_of_batch, mesh, outputs=devices.DIVIDED)
 
     def predict(parameters: list[Array], statistics: list[Array]) -> Float[np.ndarray, "test classes"]:
         batches = [run(parameters, statistics, images, start) for start in range(0, count, batch_size)]
@@ -85,7 +85,9 @@ def make_streamed_predict(
     count = len(dataset.test_labels)
     batch_size = _whole_batch_size(batch_size, count, mesh)
     rows = devices.own_rows(batch_size, mesh)
-    run = devices.jit(_make_scores(network, dataset.mean, dataset.std, bgr=dataset.bgr, flip=flip), mesh)
+    scores_of = _make_scores(network, dataset.mean, dataset.std, bgr=dataset.bgr, flip=flip)
+    inputs = (devices.REPLICATED, devices.REPLICATED, devices.DIVIDED)
+    run = devices.jit(scores_of, mesh, inputs=inputs, outputs=devices.DIVIDED)
 
     def predict(parameters: list[Array], statistics: list[Array]) -> Float[np.ndarray, "test classes"]:
         starts = range(0, count, batch_size)

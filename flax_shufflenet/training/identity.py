@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import TrainingError
@@ -19,7 +21,7 @@ FREE_OPTIONS = frozenset(
 
 def identity(config: Config, dataset: AnyDataset, architecture: Architecture) -> dict[str, Any]:
     """The options that have a say in the result, the net, how it takes its images, and the dataset's fingerprint, as
-    JSON has them."""
+    JSON has them; the number of devices too, where each has batch statistics of its own."""
     options = {name: value for name, value in vars(config).items() if name not in FREE_OPTIONS}
     options["pipeline"] = dataset.pipeline
     found = {
@@ -28,6 +30,8 @@ def identity(config: Config, dataset: AnyDataset, architecture: Architecture) ->
         "input": {"mean": dataset.mean, "std": dataset.std, "bgr": dataset.bgr},
         "dataset": dataset.fingerprint(),
     }
+    if config.batch_statistics == "per_device":
+        found["devices"] = jax.device_count()
     return json.loads(json.dumps(found, default=str))
 
 
@@ -43,6 +47,12 @@ def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path)
                 f"--{name} is {value}, but the unfinished run in {folder} was started with {before}: "
                 f"go on with that, {ways_out}"
             )
+    now, before = ours.get("devices"), theirs.get("devices")
+    if now and before and now != before:
+        raise TrainingError(
+            f"--batch_statistics per_device depends on the number of devices: here are {now}, but the unfinished run "
+            f"in {folder} was started on {before}: go on with as many, {ways_out}"
+        )
     if ours["dataset"] != theirs["dataset"]:
         raise TrainingError(
             f"the images of {ours['options']['dataset']} are not those that the unfinished run in {folder} was "

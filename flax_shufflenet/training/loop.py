@@ -21,7 +21,7 @@ from flax_shufflenet.runs.run import METRICS_FILE
 from flax_shufflenet.system import allocator, user_cache
 from flax_shufflenet.system.interruption import Interrupted, Interruption
 from flax_shufflenet.system.platforms import check_platforms
-from flax_shufflenet.training import checkpoints, devices, pipeline, run_folder
+from flax_shufflenet.training import checkpoints, devices, pipeline, processes, run_folder
 from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.description import (
@@ -64,14 +64,14 @@ def train(config: Config) -> Evaluation:
         OSError: the results cannot be written.
         Interrupted: Ctrl-C or SIGTERM ended the run, after its state was saved.
     """
-    devices.join(config)
+    processes.join(config)
     check_platforms()
     if not config.no_compilation_cache:
         user_cache.keep_compiled_programs()
-    with devices.end_together(), devices.only_first_process_prints(), contextlib.ExitStack() as claims:
+    with processes.end_together(), processes.only_first_process_prints(), contextlib.ExitStack() as claims:
         console = Console(highlight=False, soft_wrap=True)
-        with devices.all_or_none():
-            if devices.is_first_process():
+        with processes.all_or_none():
+            if processes.is_first_process():
                 _refuse_finished(config)
                 claims.enter_context(run_folder.claim(config.out_dir, console.print))
         return _train(config, console)
@@ -97,8 +97,8 @@ def _refuse_finished(config: Config) -> None:
 def _train(config: Config, console: Console) -> Evaluation:
     out_dir = config.out_dir
     mesh = devices.make_mesh()
-    writes = devices.is_first_process()
-    with devices.all_or_none():
+    writes = processes.is_first_process()
+    with processes.all_or_none():
         dataset, model, said = _prepare(config, mesh)
         if writes and config.force:
             _remove_results(out_dir)
@@ -127,7 +127,7 @@ def _train(config: Config, console: Console) -> Evaluation:
     if writes:
         console.print(f"saved   {out_dir / NET_FILE}, test accuracy {evaluation.accuracy:.2%}")
         try_report(out_dir, out_dir / NET_FILE, dataset, console)
-    devices.wait_for_all()  # for process 0's report
+    processes.wait_for_all()  # for process 0's report
     return evaluation
 
 
@@ -169,11 +169,11 @@ def _start(config: Config, dataset: AnyDataset, program: Program, saved: Checkpo
     ours = identity(config, dataset, program.architecture)
     description = describe_run(config, dataset)
     weights = b"".join(np.asarray(leaf).tobytes() for leaf in program.initial.parameters)
-    devices.check_same_everywhere(
+    processes.check_same_everywhere(
         json.dumps(ours).encode() + weights,
         "has other options, data or first weights than process 0: start all with the same command on the same data",
     )
-    devices.check_same_everywhere(
+    processes.check_same_everywhere(
         repr(saved.steps()).encode(),
         f"finds other checkpoints than process 0: {config.out_dir} has to be one folder that all processes share",
     )
@@ -233,7 +233,7 @@ def _epochs(
             for number in range(first, last + 1):
                 state, step_metrics = program.step(state, order)
                 pending.append((number, step_metrics))
-                signal_number, due = _wishes(interruption, saved) if devices.may_ask(number) else (None, False)
+                signal_number, due = _wishes(interruption, saved) if processes.may_ask(number) else (None, False)
                 stop = signal_number is not None or due
                 while len(pending) > (0 if stop or number == last else _STEPS_AHEAD):
                     totals.add(*pending.popleft())
@@ -250,7 +250,7 @@ def _epochs(
             metrics.write(record)
             progress.console.print(epoch_line(record, config.epochs))
             better = evaluation.accuracy > best
-            if better and devices.is_first_process():
+            if better and processes.is_first_process():
                 # Before the checkpoint: once that is there, this epoch is never run again.
                 save(program.net(state), config.out_dir / BEST_FILE, net_metadata(config, dataset, evaluation, epoch))
             best = max(best, evaluation.accuracy)
@@ -265,7 +265,7 @@ def _epochs(
 
 def _wishes(interruption: Interruption, saved: Checkpoints) -> tuple[int | None, bool]:
     """The signal that a process got, if one did, and whether it is time for a checkpoint: as one for all processes."""
-    signal_number, due = devices.highest(interruption.signal_number or 0), devices.highest(saved.due())
+    signal_number, due = processes.highest(interruption.signal_number or 0), processes.highest(saved.due())
     return signal_number or None, bool(due)
 
 

@@ -37,7 +37,7 @@ class Program:
         self.architecture = model.architecture
 
         trained = freeze_backbone(model) if config.freeze == "backbone" else None
-        network, parameters, statistics = split(model)
+        network, parameters, statistics = split(devices.divide(model, config, mesh))
         model.eval()
         self._eval_network, _, _ = split(model)
         optimizer = make_optimizer(config, self.total_steps)

@@ -43,6 +43,8 @@ def describe(options: TrainingOptions, *, flip: bool, resized: bool = False) -> 
         parts.append(f"random erasing {options.random_erasing}")
     if options.label_smoothing:
         parts.append(f"label smoothing {options.label_smoothing}")
+    if options.batch_statistics == "per_device":
+        parts.append("batch statistics per device")
     if options.ema:
         parts.append(f"averaged with decay {options.ema}")
     return ", ".join(parts)

@@ -122,7 +122,7 @@ def make_batch(
     ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch.
     """
     start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
-    indices = devices.shard(jax.lax.dynamic_slice(order, (start,), (config.batch_size,)))
+    indices = devices.own_part(jax.lax.dynamic_slice(order, (start,), (config.batch_size,)))
     return augmented_batch(step, images[indices], config, dataset), labels[indices]
 
 
@@ -134,7 +134,7 @@ def streamed_batch(
     dataset: AnyDataset,
 ) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
     """The same of a batch that comes from outside the device."""
-    return augmented_batch(step, devices.shard(images), config, dataset), devices.shard(labels)
+    return augmented_batch(step, images, config, dataset), labels
 
 
 def augmented_batch(
@@ -180,9 +180,12 @@ def make_update(
 
         before = trained.of(state.parameters) if trained else state.parameters
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(before)
+        loss, gradients = devices.average((loss, gradients))
+        if config.batch_statistics == "per_device":
+            statistics = _averaged(statistics)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, before)
         parameters = whole(cast("list[Array]", optax.apply_updates(before, updates)))
-        correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+        correct = devices.total(jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32))
         averages = state.averages
         if isinstance(averages, Averages):
             new = update_averages(averages, parameters, statistics, decay=config.ema, step=state.step)
@@ -192,6 +195,11 @@ def make_update(
         return new_state, StepMetrics(loss, correct)
 
     return update
+
+
+def _averaged(statistics: list[Array]) -> list[Array]:
+    """Over all devices; counts of batches are the same on all."""
+    return [devices.average(each) if jnp.issubdtype(each.dtype, jnp.floating) else each for each in statistics]
 
 
 def make_train_step(
@@ -211,9 +219,11 @@ def make_train_step(
     of its devices, but for a streamed batch, which is divided among them; each works on its part of the batch.
     """
     update = make_update(network, optimizer, config, trained)
-    batch_of: Callable[..., tuple[Array, Array]] = make_batch if isinstance(dataset, Dataset) else streamed_batch
+    in_memory = isinstance(dataset, Dataset)
+    batch_of: Callable[..., tuple[Array, Array]] = make_batch if in_memory else streamed_batch
+    arrays = (devices.REPLICATED,) * 3 if in_memory else (devices.DIVIDED,) * 2
 
     def step(state: TrainState, *arrays: Array) -> tuple[TrainState, StepMetrics]:
         return update(state, *batch_of(state.step, *arrays, config, dataset))
 
-    return devices.jit(step, mesh, donate_argnums=0)
+    return devices.jit(step, mesh, inputs=(devices.REPLICATED, *arrays), donate_argnums=0)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 from benchmarks.curve import train_curve
 from flax_shufflenet import Architecture, ShuffleNetV2
-from flax_shufflenet.training import devices
+from flax_shufflenet.training import devices, processes
 from flax_shufflenet.training.config import Config
 from tests.training.random_data import random_dataset
 
@@ -47,7 +47,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     if rest and ":" in first:
         config = Config(coordinator=first, num_processes=int(rest[0]), process_id=int(rest[1]), **RECIPE)
-        devices.join(config)
+        processes.join(config)
         results = [run(config, devices.make_mesh())]
     else:
         meshes = [
@@ -57,7 +57,7 @@ def main() -> None:
             for count in map(int, (first, *rest))
         ]
         results = [run(Config(**RECIPE, **options), mesh) for options in ({}, FROZEN) for mesh in meshes]
-    if devices.is_first_process():
+    if processes.is_first_process():
         Path(path).write_text(json.dumps(results))
 
 

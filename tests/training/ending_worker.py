@@ -9,16 +9,16 @@ import time
 
 from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.system.interruption import Interrupted
-from flax_shufflenet.training import devices
+from flax_shufflenet.training import processes
 from flax_shufflenet.training.config import Config
 
 
 def main() -> None:
     coordinator, number, ends, silence = sys.argv[1:]
-    devices._LONGEST_SILENCE = int(silence)
-    devices.join(Config(coordinator=coordinator, num_processes=2, process_id=int(number)))
-    with devices.end_together():
-        devices.highest(0)
+    processes._LONGEST_SILENCE = int(silence)
+    processes.join(Config(coordinator=coordinator, num_processes=2, process_id=int(number)))
+    with processes.end_together():
+        processes.highest(0)
         print("together", flush=True)
         if number == "1" and ends == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -29,10 +29,10 @@ def main() -> None:
         if ends == "late":
             time.sleep(3 if number == "0" else 0)
             print(time.time())
-            devices.wait_for_all()
+            processes.wait_for_all()
             print(time.time())
             return
-        devices.highest(0)
+        processes.highest(0)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from benchmarks.collectives import Collectives, count_collectives
 from benchmarks.devices import PATIENCE, free_port
+from convert.proof.verify import FLOAT64_BAR
 from flax_shufflenet.errors import OptionError, TrainingError
-from flax_shufflenet.training import devices
+from flax_shufflenet.training import devices, processes
 from flax_shufflenet.training.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,17 @@ def test_a_step_on_many_devices_only_adds_up(one_and_others):
         assert run["collectives"]["all-reduce"][1] < 8 * len(one["state"])
 
 
+@pytest.mark.parametrize("statistics", ["synchronised", "per_device"])
+def test_a_step_on_two_devices_is_pytorchs(tmp_path, statistics):
+    """Of one net that sees the whole batch, or of two that each see half, as DistributedDataParallel's do."""
+    path = tmp_path / "differences.json"
+    finish(start("-m", "tests.training.two_devices_worker", path, statistics, device_count=2))
+    whole, halves = json.loads(path.read_text())
+    same, other = (whole, halves) if statistics == "synchronised" else (halves, whole)
+    assert same <= FLOAT64_BAR
+    assert other > 1e-3
+
+
 def test_collectives_are_counted_with_the_bytes_of_their_results():
     program = """
   %all-reduce.1 = f32[24]{0} all-reduce(%x), channel_id=1
@@ -129,7 +141,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest_that_can(bat
 def test_one_device_has_no_mesh_and_takes_any_batch():
     devices.check_batch_size(7, 100, None)
     devices.check_batch_size(16, 100, mesh_of(8))
-    np.testing.assert_array_equal(devices.shard(jnp.arange(3)), [0, 1, 2])
+    np.testing.assert_array_equal(devices.own_part(jnp.arange(3)), [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +165,7 @@ def test_a_port_in_use_is_one_line():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(TrainingError, match=f"port {port} cannot be used here"):
-            devices.join(Config(coordinator=f"localhost:{port}", num_processes=1, process_id=0))
+            processes.join(Config(coordinator=f"localhost:{port}", num_processes=1, process_id=0))
 
 
 def test_images_that_do_not_fit_the_device_are_refused_with_what_they_take_and_what_there_is():

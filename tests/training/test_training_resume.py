@@ -196,6 +196,13 @@ def test_a_run_of_a_version_without_an_option_is_not_said_to_have_another_value_
         check_same(ours, {"options": {"seed": 0}, "dataset": "hash"}, tmp_path)
 
 
+def test_statistics_per_device_are_gone_on_with_on_as_many_devices(tmp_path):
+    ours, theirs = ({"options": {}, "dataset": "hash", "devices": count} for count in (1, 4))
+    said = "--batch_statistics per_device depends on the number of devices: here are 1, but .* was started on 4"
+    with pytest.raises(TrainingError, match=said):
+        check_same(ours, theirs, tmp_path)
+
+
 def test_other_images_are_refused(stopped_run, small_dataset, monkeypatch):
     images = small_dataset.test_images.copy()
     images[3, 4, 5, 0] ^= 1

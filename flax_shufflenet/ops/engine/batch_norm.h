@@ -152,43 +152,77 @@ void finish(const std::vector<Moments>& parts, double epsilon, bool measured, T*
   }
 }
 
+constexpr const char* kMaps = "batch normalisation needs maps of [n h w c], none of them 0, all alike";
+constexpr const char* kVectors = "batch normalisation needs vectors of [c] in the map's dtype";
+
+inline bool is_map(const ffi::AnyBuffer& x) { return x.dimensions().size() == 4 && x.element_count() > 0; }
+
+template <class Buffer>
+bool is_like(const Buffer& buffer, const ffi::AnyBuffer& x) {
+  return buffer.element_type() == x.element_type() && same_shape(buffer.dimensions(), x.dimensions());
+}
+
+template <class... Buffers>
+bool are_channels_of(const ffi::AnyBuffer& x, const Buffers&... vectors) {
+  return (is_vector(vectors, x.element_type(), x.dimensions().back()) && ...);
+}
+
+inline Rows rows_of(const ffi::AnyBuffer& x) {
+  const Index channels = x.dimensions().back();
+  return Rows(x.element_count() / channels, channels);
+}
+
+// What a value's difference from the mean is multiplied with.
 template <class T>
-ffi::Error batch_norm(ffi::ThreadPool& pool, const T* x, const T* scale, const T* bias, T* y, T* mean, T* var,
-                      T* inverse, const Rows& rows, double epsilon, bool relu) {
-  const Index channels = rows.channels;
-  std::vector<Moments> parts(rows.pieces, Moments(channels));
-  parallel(pool, rows.pieces, [&](int i) {
-    add_rows(parts[i], x + rows.begin(i) * channels, rows.in_piece(i), channels, rows.together);
-  });
-  finish(parts, epsilon, true, mean, var, inverse);
+std::vector<T> factor_of(const T* scale, const T* inverse, Index channels) {
   std::vector<T> factor(channels);
   for (Index c = 0; c < channels; c++) factor[c] = scale[c] * inverse[c];
+  return factor;
+}
+
+template <class T>
+ffi::Error statistics(ffi::ThreadPool& pool, const T* x, T* mean, T* var, T* inverse, const Rows& rows,
+                      double epsilon) {
+  std::vector<Moments> parts(rows.pieces, Moments(rows.channels));
   parallel(pool, rows.pieces, [&](int i) {
-    i = rows.pieces - 1 - i;  // what was read last is still in the cache
-    const Index start = rows.begin(i) * channels;
-    (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x + start, y + start, rows.in_piece(i), channels,
+    add_rows(parts[i], x + rows.begin(i) * rows.channels, rows.in_piece(i), rows.channels, rows.together);
+  });
+  finish(parts, epsilon, true, mean, var, inverse);
+  return ffi::Error::Success();
+}
+
+inline ffi::Error BatchNormStatistics(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> mean,
+                                      ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse,
+                                      double epsilon) {
+  if (!is_map(x)) return refuse(kMaps);
+  if (!are_channels_of(x, *mean, *var, *inverse)) return refuse(kVectors);
+  return for_type(x.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    return statistics<T>(pool, data<T>(x), data<T>(mean), data<T>(var), data<T>(inverse), rows_of(x), epsilon);
+  });
+}
+
+template <class T>
+ffi::Error normalise(ffi::ThreadPool& pool, const T* x, const T* mean, const T* inverse, const T* scale, const T* bias,
+                     T* y, const Rows& rows, bool relu) {
+  const std::vector<T> factor = factor_of(scale, inverse, rows.channels);
+  parallel(pool, rows.pieces, [&](int i) {
+    i = rows.pieces - 1 - i;  // what the statistics read last is still in the cache
+    const Index start = rows.begin(i) * rows.channels;
+    (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x + start, y + start, rows.in_piece(i), rows.channels,
                                                                 rows.together, mean, factor.data(), bias);
   });
   return ffi::Error::Success();
 }
 
-inline ffi::Error BatchNorm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
-                            ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> mean,
-                            ffi::Result<ffi::AnyBuffer> var, ffi::Result<ffi::AnyBuffer> inverse, double epsilon,
-                            bool relu) {
-  const auto type = x.element_type();
-  if (x.dimensions().size() != 4 || x.element_count() == 0) return refuse("batch_norm needs [n h w c], none of them 0");
-  const Index channels = x.dimensions().back();
-  if (y->element_type() != type || !same_shape(y->dimensions(), x.dimensions()))
-    return refuse("batch_norm's result must be like its input");
-  if (!is_vector(scale, type, channels) || !is_vector(bias, type, channels) || !is_vector(*mean, type, channels) ||
-      !is_vector(*var, type, channels) || !is_vector(*inverse, type, channels))
-    return refuse("batch_norm needs scale, bias and statistics of [c] in the input's dtype");
-  const Rows rows(x.element_count() / channels, channels);
-  return for_type(type, [&](auto zero) {
+inline ffi::Error BatchNorm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer mean, ffi::AnyBuffer inverse,
+                            ffi::AnyBuffer scale, ffi::AnyBuffer bias, ffi::Result<ffi::AnyBuffer> y, bool relu) {
+  if (!is_map(x) || !is_like(*y, x)) return refuse(kMaps);
+  if (!are_channels_of(x, mean, inverse, scale, bias)) return refuse(kVectors);
+  return for_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    return batch_norm<T>(pool, data<T>(x), data<T>(scale), data<T>(bias), data<T>(y), data<T>(mean), data<T>(var),
-                         data<T>(inverse), rows, epsilon, relu);
+    return normalise<T>(pool, data<T>(x), data<T>(mean), data<T>(inverse), data<T>(scale), data<T>(bias), data<T>(y),
+                        rows_of(x), relu);
   });
 }
 
@@ -282,66 +316,69 @@ template <class T>
 struct Coefficients {
   std::vector<T> factor, per_centred, per_value;
   explicit Coefficients(Index channels) : factor(channels), per_centred(channels), per_value(channels) {}
-  void set(Index c, double gradient, double product, T scale, T inverse, double dmean, double dvar, double count) {
+  void set(Index c, double gradient, double product, T scale, T inverse, double count) {
     const double f = factor[c] = scale * inverse;
-    per_centred[c] = static_cast<T>((2 * dvar - f * inverse * (product * inverse)) / count);
-    per_value[c] = static_cast<T>((dmean - f * gradient) / count);
+    per_centred[c] = static_cast<T>(-f * inverse * (product * inverse) / count);
+    per_value[c] = static_cast<T>(-f * gradient / count);
   }
 };
 
 template <class T>
-ffi::Error batch_norm_gradient(ffi::ThreadPool& pool, const T* x, const T* scale, const T* bias, const T* mean,
-                               const T* inverse, const T* dy, const T* dmean, const T* dvar, T* dx, T* dscale,
-                               T* dbias, const Rows& rows, bool relu) {
+ffi::Error gradient_sums(ffi::ThreadPool& pool, const T* dy, const T* x, const T* mean, const T* inverse,
+                         const T* scale, const T* bias, T* sum, T* product, const Rows& rows, bool relu) {
   const Index channels = rows.channels;
+  const std::vector<T> factor = factor_of(scale, inverse, channels);
   std::vector<double> sums(rows.pieces * 2 * channels);
-  Coefficients<T> of(channels);
-  for (Index c = 0; c < channels; c++) of.factor[c] = scale[c] * inverse[c];
   parallel(pool, rows.pieces, [&](int i) {
     const Index start = rows.begin(i) * channels;
-    double* sum = &sums[i * 2 * channels];
-    (relu ? add_gradients<true, false, T, const T> : add_gradients<false, false, T, const T>)(x + start, dy + start, rows.in_piece(i), channels,
-                                                              rows.together, mean, of.factor.data(), bias, sum,
-                                                              sum + channels);
+    double* own = &sums[i * 2 * channels];
+    (relu ? add_gradients<true, false, T, const T> : add_gradients<false, false, T, const T>)(
+        x + start, dy + start, rows.in_piece(i), channels, rows.together, mean, factor.data(), bias, own,
+        own + channels);
   });
-  for (Index c = 0; c < channels; c++) {
-    double gradient = 0, product = 0;
-    for (int i = 0; i < rows.pieces; i++) {
-      gradient += sums[i * 2 * channels + c];
-      product += sums[i * 2 * channels + channels + c];
-    }
-    dscale[c] = static_cast<T>(product * inverse[c]);
-    dbias[c] = static_cast<T>(gradient);
-    of.set(c, gradient, product, scale[c], inverse[c], dmean[c], dvar[c], static_cast<double>(rows.count));
-  }
+  add_up(sums.data(), rows.pieces, 2 * channels, channels, sum);
+  add_up(sums.data() + channels, rows.pieces, 2 * channels, channels, product);
+  return ffi::Error::Success();
+}
+
+inline ffi::Error BatchNormGradientSums(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer x, ffi::AnyBuffer mean,
+                                        ffi::AnyBuffer inverse, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                                        ffi::Result<ffi::AnyBuffer> sum, ffi::Result<ffi::AnyBuffer> product,
+                                        bool relu) {
+  if (!is_map(x) || !is_like(dy, x)) return refuse(kMaps);
+  if (!are_channels_of(x, mean, inverse, scale, bias, *sum, *product)) return refuse(kVectors);
+  return for_type(x.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    return gradient_sums<T>(pool, data<T>(dy), data<T>(x), data<T>(mean), data<T>(inverse), data<T>(scale),
+                            data<T>(bias), data<T>(sum), data<T>(product), rows_of(x), relu);
+  });
+}
+
+template <class T>
+ffi::Error input_gradient(ffi::ThreadPool& pool, const T* dy, const T* x, const T* mean, const T* inverse,
+                          const T* scale, const T* bias, const T* per_centred, const T* per_value, T* dx,
+                          const Rows& rows, bool relu) {
+  const std::vector<T> factor = factor_of(scale, inverse, rows.channels);
   parallel(pool, rows.pieces, [&](int i) {
-    i = rows.pieces - 1 - i;
-    const Index start = rows.begin(i) * channels;
+    i = rows.pieces - 1 - i;  // what the sums read last is still in the cache
+    const Index start = rows.begin(i) * rows.channels;
     (relu ? input_gradient_rows<true, T> : input_gradient_rows<false, T>)(
-        x + start, dy + start, dx + start, rows.in_piece(i), channels, rows.together, mean, of.factor.data(), bias,
-        of.per_centred.data(), of.per_value.data());
+        x + start, dy + start, dx + start, rows.in_piece(i), rows.channels, rows.together, mean, factor.data(), bias,
+        per_centred, per_value);
   });
   return ffi::Error::Success();
 }
 
-inline ffi::Error BatchNormGradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
-                                    ffi::AnyBuffer mean, ffi::AnyBuffer inverse, ffi::AnyBuffer dy,
-                                    ffi::AnyBuffer dmean, ffi::AnyBuffer dvar, ffi::Result<ffi::AnyBuffer> dx,
-                                    ffi::Result<ffi::AnyBuffer> dscale, ffi::Result<ffi::AnyBuffer> dbias, bool relu) {
-  const auto type = x.element_type();
-  if (x.dimensions().size() != 4 || x.element_count() == 0) return refuse("batch_norm needs [n h w c], none of them 0");
-  const Index channels = x.dimensions().back();
-  if (dy.element_type() != type || dx->element_type() != type || !same_shape(dy.dimensions(), x.dimensions()) ||
-      !same_shape(dx->dimensions(), x.dimensions()))
-    return refuse("batch_norm's gradients must be like its input");
-  for (const auto* vector : {&scale, &bias, &mean, &inverse, &dmean, &dvar, &*dscale, &*dbias})
-    if (!is_vector(*vector, type, channels)) return refuse("batch_norm needs [c] in the input's dtype");
-  const Rows rows(x.element_count() / channels, channels);
-  return for_type(type, [&](auto zero) {
+inline ffi::Error BatchNormInputGradient(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer x, ffi::AnyBuffer mean,
+                                         ffi::AnyBuffer inverse, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                                         ffi::AnyBuffer per_centred, ffi::AnyBuffer per_value,
+                                         ffi::Result<ffi::AnyBuffer> dx, bool relu) {
+  if (!is_map(x) || !is_like(dy, x) || !is_like(*dx, x)) return refuse(kMaps);
+  if (!are_channels_of(x, mean, inverse, scale, bias, per_centred, per_value)) return refuse(kVectors);
+  return for_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    return batch_norm_gradient<T>(pool, data<T>(x), data<T>(scale), data<T>(bias), data<T>(mean), data<T>(inverse),
-                                  data<T>(dy), data<T>(dmean), data<T>(dvar), data<T>(dx), data<T>(dscale),
-                                  data<T>(dbias), rows, relu);
+    return input_gradient<T>(pool, data<T>(dy), data<T>(x), data<T>(mean), data<T>(inverse), data<T>(scale),
+                             data<T>(bias), data<T>(per_centred), data<T>(per_value), data<T>(dx), rows_of(x), relu);
   });
 }
 

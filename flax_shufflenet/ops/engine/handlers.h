@@ -13,14 +13,20 @@ using xla::ffi::ThreadPool;
 
 #define BIND() Ffi::Bind().Ctx<ThreadPool>()
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm_statistics, engine::BatchNormStatistics,
+                              BIND().Arg<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
+                                  .Attr<double>("epsilon"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm, engine::BatchNorm,
-                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
-                                  .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
-                                  .Attr<double>("epsilon").Attr<bool>("relu"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm_gradient, engine::BatchNormGradient,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm_gradient_sums, engine::BatchNormGradientSums,
+                              BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
+                                  .Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>()
+                                  .Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(batch_norm_input_gradient, engine::BatchNormInputGradient,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
                                   .Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>()
-                                  .Ret<AnyBuffer>().Ret<AnyBuffer>().Ret<AnyBuffer>().Attr<bool>("relu"));
+                                  .Ret<AnyBuffer>().Attr<bool>("relu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise, engine::Depthwise,
                               BIND().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>().Attr<int64_t>("stride"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, engine::DepthwiseInputGradient,

@@ -61,7 +61,7 @@ struct Gradient {
            const T* products, Index rows, Index channels)
       : values(values), map(map), mean(mean), of(channels) {
     for (Index c = 0; c < channels; c++)
-      of.set(c, sums[c], products[c], scale[c], inverse[c], 0, 0, static_cast<double>(rows));
+      of.set(c, sums[c], products[c], scale[c], inverse[c], static_cast<double>(rows));
   }
   // That of `count` rows of the map, from row `first` on.
   void rows(T* to, Index first, Index count, const Rows& as) const {
