@@ -1,14 +1,16 @@
-"""``python -m benchmarks.devices``: the same training on one device, on eight virtual ones and in two processes.
+"""``python -m benchmarks.devices``: the same training on one device, on two virtual ones and in two processes.
 
-Prints the losses side by side, and what the devices tell each other at each step. Handwritten digits, net size 0.5,
-float32. A last column trains on one device from weights that differ by one rounding: two float32 runs that add up in
-another order part as these two do, so that is what the columns are to be compared with. All run on the CPU.
+Prints the losses side by side, the time of a step, and what the devices tell each other at each. Handwritten digits,
+net size 0.5, float32. A last column trains on one device from weights that differ by one rounding: two float32 runs
+that add up in another order part as these two do, so that is what the columns are to be compared with, but for the one
+of batch statistics per device, which is another training. All run on the CPU, one after the other.
 """
 
 import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-VIRTUAL_DEVICES = 8
+VIRTUAL_DEVICES = 2
 PROCESSES = 2
 
 # Devices that share few cores wait long for one another.
@@ -87,17 +89,19 @@ def free_port() -> int:
 
 def _runs(options: dict, folder: Path) -> dict[str, dict]:
     coordinator = f"localhost:{free_port()}"
-    outs = [folder / f"{number}.json" for number in range(4)]
+    outs = [folder / f"{number}.json" for number in range(5)]
     _wait(_start(options, outs[0]))
     _wait(_start(options, outs[1], device_count=VIRTUAL_DEVICES))
+    _wait(_start(options | {"batch_statistics": "per_device"}, outs[2], device_count=VIRTUAL_DEVICES))
     _wait(
         *(
-            _start(options | {"coordinator": coordinator, "num_processes": PROCESSES, "process_id": number}, outs[2])
+            _start(options | {"coordinator": coordinator, "num_processes": PROCESSES, "process_id": number}, outs[3])
             for number in range(PROCESSES)
         )
     )
-    _wait(_start(options, outs[3], rounded=True))
-    titles = ("1 device", f"{VIRTUAL_DEVICES} devices", f"{PROCESSES} processes", "1 device, rounded")
+    _wait(_start(options, outs[4], rounded=True))
+    several = f"{VIRTUAL_DEVICES} devices"
+    titles = ("1 device", several, f"{several}, statistics per device", f"{PROCESSES} processes", "1 device, rounded")
     return dict(zip(titles, (json.loads(out.read_text()) for out in outs), strict=True))
 
 
@@ -118,6 +122,7 @@ def _print(runs: dict[str, dict]) -> None:
     for step in (1, 4, len(reference)):
         apart = (np.max(np.abs(curve[:step] / reference[:step] - 1)) for curve in losses.values())
         row(f"largest relative difference to 1 device, up to step {step}", *(f"{value:.1e}" for value in apart))
+    row("milliseconds of a step, median", *(f"{1e3 * statistics.median(run['seconds']):.0f}" for run in runs.values()))
     row("test loss", *(f"{run['evaluation'][0]:.4f}" for run in runs.values()))
     row("test accuracy", *(f"{run['evaluation'][1]:.2%}" for run in runs.values()))
     exchanged = (

@@ -1,7 +1,8 @@
 """A batch that is divided among devices: what they tell each other under ``jax.shard_map``.
 
 ``axis_name`` is the mesh axis over which it is divided, as in ``flax.nnx.BatchNorm``; with None there is one device, or
-each keeps to itself. All devices have equally many images.
+each keeps to itself. All devices have equally many images. Nothing here is to be differentiated: the transpose of a sum
+over devices depends on what is differentiated, one device's result or the sum of all.
 """
 
 from typing import TypeVar

@@ -160,4 +160,4 @@ def total(count: Int32[Array, ""]) -> Int32[Array, ""]:
 
 
 def _axis_name() -> str | None:
-    return None if jax.sharding.get_abstract_mesh().empty else BATCH_AXIS
+    return BATCH_AXIS if BATCH_AXIS in jax.sharding.get_abstract_mesh().manual_axes else None
