@@ -21,7 +21,7 @@ from torch_ref.randomise import keep_from_kinks, randomise
 # The bars of float64: the same function; ten steps let rounding grow.
 FLOAT64_BAR = 1e-10
 FLOAT64_BAR_AFTER_STEPS = 1e-8
-# JAX's float32 error may be twice PyTorch's; on accelerators, whose reductions are ordered otherwise, four times.
+# JAX's error in float32 or bfloat16 may be twice PyTorch's; on accelerators, which add in another order, four times.
 FLOAT32_BAR = 2.0 if jax.devices()[0].platform == "cpu" else 4.0
 
 
@@ -69,7 +69,8 @@ class JaxNet:
         self.train_structure, _, _ = functional.split(model)
 
     def _model(self, arrays: Mapping[str, np.ndarray]) -> fs.ShuffleNetV2:
-        return from_arrays(self.architecture, cast_floats(arrays, self.dtype), dtype=self.dtype)
+        parameters = jnp.promote_types(self.dtype, jnp.float32)
+        return from_arrays(self.architecture, cast_floats(arrays, parameters), dtype=self.dtype)
 
     def split(self, arrays: Mapping[str, np.ndarray]) -> tuple[list[jax.Array], list[jax.Array]]:
         """Parameters and statistics in the order that the compiled function takes them in."""
@@ -80,7 +81,8 @@ class JaxNet:
         def everything(parameters, statistics, images, labels):
             def loss(parameters):
                 output, new_statistics = self.train_structure.apply(parameters, statistics, images)
-                return cross_entropy(output, labels), (output, new_statistics)
+                wide = jnp.promote_types(output.dtype, jnp.float32)
+                return cross_entropy(output.astype(wide), labels), (output, new_statistics)
 
             gradients, (train_output, new_statistics) = jax.grad(loss, has_aux=True)(parameters)
             eval_output, _ = self.eval_structure.apply(parameters, statistics, images)
@@ -117,16 +119,20 @@ class Pair(NamedTuple):
     def run_torch(
         self, dtype: str, tensors: Mapping[str, torch.Tensor], images: np.ndarray, labels: np.ndarray
     ) -> Results:
-        """Eval output first, then one pass in train mode with the gradients of the mean cross-entropy."""
-        net = self.torch_net.to(getattr(torch, dtype))
+        """Eval output first, then one pass in train mode with the gradients of the mean cross-entropy. bfloat16 is
+        PyTorch's autocast."""
+        half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+        parameters = torch.float32 if dtype == "bfloat16" else getattr(torch, dtype)
+        net = self.torch_net.to(parameters)
         net.load_state_dict(dict(tensors))
-        x = to_nchw(images, getattr(torch, dtype))
+        x = to_nchw(images, parameters)
         net.eval()
-        with torch.no_grad():
-            eval_output = net(x)
+        with torch.no_grad(), half:
+            eval_output = net(x).to(parameters)
         net.train()
         net.zero_grad()
-        train_output = net(x)
+        with half:
+            train_output = net(x).to(parameters)
         F.cross_entropy(train_output, torch.from_numpy(labels)).backward()
         values = dict(net.named_buffers())
         values |= {name: parameter.grad for name, parameter in net.named_parameters()}
@@ -139,7 +145,7 @@ def make_pair(architecture: Architecture, shape: tuple[int, ...], dtype: str) ->
     layout = LAYOUTS["seed"]
     torch_net = layout.build_reference(architecture)
     arrays = mapping.to_arrays(layout, architecture, torch_net.state_dict())
-    jax_net = JaxNet(architecture, arrays, np.dtype(dtype))
+    jax_net = JaxNet(architecture, arrays, jnp.dtype(dtype))
     compiled = jax_net.lower(shape).compile(compiler_options(jax_net.dtype, jax.default_backend()))
     return Pair(layout, architecture, torch_net, jax_net, compiled)
 

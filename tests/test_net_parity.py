@@ -1,10 +1,12 @@
-"""The four sizes against PyTorch: outputs, gradients, statistics and training, to the bars of float64 and float32."""
+"""The four sizes against PyTorch: outputs, gradients, statistics and training, to the bars of float64, float32 and
+bfloat16."""
 
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import parity_tools as tools
@@ -122,6 +124,22 @@ def test_float32_gradients_away_from_kinks_are_as_exact_as_pytorchs(
     truth = measured.torch_64.gradients
     error = pooled_error(measured.jax.gradients, truth)
     check_float32(error, pooled_error(measured.torch_32.gradients, truth), record_property)
+
+
+@parametrize(LARGE_BATCHES[:1], "bfloat16")
+def test_bfloat16_is_as_exact_as_pytorchs(case: tuple, float64: None, record_property: Record) -> None:
+    size, batch, image = case
+    pair = tools.make_pair(fs.seed(size), (batch, *image, 3), "bfloat16")
+    tensors = tools.random_tensors_far_from_kinks(pair)
+    images = tools.random_images(batch, *image).astype(jnp.bfloat16).astype(np.float64)
+    given = tensors, images, np.random.default_rng(1).integers(0, 10, batch)
+    ours, truth, theirs = pair.run_jax(*given), *(pair.run_torch(dtype, *given) for dtype in ("float64", "bfloat16"))
+    for kind in tools.Results._fields:
+        error_of = relative_error if kind.endswith("output") else pooled_error
+        error, pytorch_error = (error_of(getattr(results, kind), getattr(truth, kind)) for results in (ours, theirs))
+        print(f"bfloat16 {kind}: error {error:.1e}, {error / pytorch_error:.2f} times PyTorch's")
+        record_property(f"bfloat16_{kind}", error)
+        assert error <= tools.FLOAT32_BAR * pytorch_error, kind
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0])

@@ -1,6 +1,5 @@
 """The CPU engine: against XLA's operations in float64 to 1e-12, float32 against float64, and what it refuses."""
 
-import ctypes
 from functools import partial
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ops_tools import batch_norm_arrays, builds, gradient_of, layer, normalisation, random, run_build
 
 from flax_shufflenet import ops
 from flax_shufflenet.ops import batch_norm, branch, convolution, native, units
@@ -32,10 +32,6 @@ STEM = [
 ]  # fmt: skip
 CONVOLUTIONS = [(x, (k, k, 1, x[-1]), s) for x, k, s in DEPTHWISE]
 CONVOLUTIONS += [(x, (k, k, x[-1], out), s) for x, k, s, out in STEM]
-
-
-def random(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 def check(found, expected, tolerance: float = 1e-12) -> None:
@@ -62,11 +58,6 @@ def test_convolutions_and_gradients_are_xlas(shape, kernel_shape, stride) -> Non
     check(engine.kernel_gradient(x, kernel, dy, stride=stride), [dkernel])
 
 
-def batch_norm_arrays(shape):
-    vectors = [random(shape[-1], seed=i) for i in range(4)]
-    return random(*shape, seed=4) * 2 + 3, vectors[0] + 2, vectors[1], random(*shape, seed=5), *vectors[2:]
-
-
 # Rows and channels that fill no vector and no block, fewer rows than are taken together, and enough for many pieces.
 @pytest.mark.parametrize(
     "shape", [(2, 3, 4, 5), (1, 1, 2, 1), (5, 33, 47, 2), (31, 7, 9, 58), (3, 1, 1, 1031)], ids=str
@@ -87,16 +78,6 @@ def test_batch_norm_and_its_gradient_are_xlas(shape, relu) -> None:
 
 # Channels that fill no vector, one image, odd sides, more images than pieces.
 MAPS = [(2, 8, 8, 24), (3, 7, 5, 58), (17, 4, 4, 10), (1, 1, 3, 116), (2, 3, 3, 1)]
-
-
-def normalisation(channels: int, seed: int) -> tuple[jax.Array, ...]:
-    mean, inverse, scale, bias = (random(channels, seed=seed + i) for i in range(4))
-    return mean, inverse + 3, scale + 2, bias
-
-
-def gradient_of(z: jax.Array) -> tuple[jax.Array, ...]:
-    """Of a normalised map: gradient, map, mean, inverse deviation and scale, and the gradient's two sums."""
-    return random(*z.shape, seed=20), z, *(random(z.shape[-1], seed=21 + i) for i in range(5))
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -155,14 +136,6 @@ def test_joins_are_xlas(shape, relu) -> None:
         expected = units._join_gradient(*arrays, **options)
         # The other half of the channels is not there yet.
         check([found[0][..., :channels], *found[1:]], [expected[0][..., :channels], *expected[1:]])
-
-
-def layer(kind: str, inputs: int, stride: int, seed: int) -> branch.Layer:
-    outputs = inputs if kind == "d" else 2 * inputs + 1
-    shape = (3, 3, 1, outputs) if kind == "d" else (1, 1, inputs, outputs)
-    kernel, bias = (np.asarray(random(*each, seed=seed)) for each in (shape, (outputs,)))
-    depthwise = kind == "d"
-    return branch.Layer(kernel, bias, stride if depthwise else 1, inputs if depthwise else 1, relu=kind == "r")
 
 
 # Rows and columns that are cut into no equal bands, one pixel, and an image that several threads share.
@@ -270,18 +243,17 @@ def test_sizes_that_do_not_fit_are_refused(name, shapes, outcome, options) -> No
 
 
 def test_other_dtypes_are_refused_and_left_to_xla() -> None:
-    x, kernel = jnp.zeros((1, 4, 4, 3), jnp.bfloat16), jnp.zeros((3, 3, 1, 3), jnp.bfloat16)
+    x, kernel = jnp.zeros((1, 4, 4, 3), jnp.float16), jnp.zeros((3, 3, 1, 3), jnp.float16)
     call = jax.ffi.ffi_call("flax_shufflenet.depthwise", jax.ShapeDtypeStruct(x.shape, x.dtype))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="only float32 and float64"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="only float32, float64 and bfloat16"):
         call(x, kernel, stride=np.int64(1))
-    assert convolution.conv2d(x, kernel, groups=3).dtype == jnp.bfloat16
+    assert convolution.conv2d(x, kernel, groups=3).dtype == jnp.float16
 
 
 @pytest.mark.parametrize("instructions", ["baseline", "avx2"])
 def test_processors_with_less_get_the_same(instructions) -> None:
-    if instructions == "avx2" and ops.info().instructions == "baseline":
+    if instructions not in builds():
         pytest.skip("no AVX2 here")
-    library = ctypes.CDLL(native._file(instructions))
     x, scale, bias, dy, *_ = batch_norm_arrays((3, 7, 5, 58))
     kernel = random(3, 3, 1, 58, seed=9)
     calls = {
@@ -292,12 +264,7 @@ def test_processors_with_less_get_the_same(instructions) -> None:
         "depthwise_kernel_gradient": ((x, kernel, dy), {"stride": 1}),
     }
     for name, (arrays, options) in calls.items():
-        target = f"{instructions}.{name}"
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-        reference = native._references[name]
-        outcomes = jax.eval_shape(partial(reference, **options), *arrays)
-        attributes = {key: native._attribute(value) for key, value in options.items()}
-        check(jax.ffi.ffi_call(target, outcomes)(*arrays, **attributes), reference(*arrays, **options))
+        check(run_build(instructions, name, arrays, options), native._references[name](*arrays, **options))
 
 
 def test_another_build_than_that_of_the_sources_is_not_used(tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
 from flax_shufflenet.ops.divided import average
-from flax_shufflenet.ops.rounding import inverse_std
+from flax_shufflenet.ops.rounding import accumulator, inverse_std
 
 Images = Float[Array, "n h w c"]
 Channels = Float[Array, " c"]
@@ -23,7 +23,7 @@ def batch_norm(
     normalised with.
 
     Two passes, since E[x^2] - E[x]^2 cancels: at a mean of 10,000 standard deviations it is wrong by a
-    factor. Statistics are computed in the dtype of ``scale``; the result has the dtype of ``x``. The ReLU is part of
+    factor. Statistics of bfloat16 are computed in float32; the result has the dtype of ``x``. The ReLU is part of
     it because its gradient is then found from ``x`` again, and nothing else needs to be kept or written out.
 
     With an ``axis_name``, statistics are those of the whole batch, and gradients those of the sum of what all devices
@@ -35,7 +35,7 @@ def batch_norm(
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _forward(x, scale, bias, epsilon, relu, axis_name):
-    mean, var, inverse = statistics(x.astype(scale.dtype), epsilon=epsilon)
+    mean, var, inverse = statistics(x, epsilon=epsilon)
     mean, var, inverse = synchronise(mean, var, inverse, epsilon, axis_name)
     how = mean, inverse, scale, bias
     (y,) = normalise(x, *how, relu=relu)
@@ -86,6 +86,7 @@ def normalise_reference(x, mean, inverse, scale, bias, *, relu):
 
 
 def statistics_reference(x, *, epsilon):
+    x = x.astype(accumulator(x.dtype))
     mean = jnp.mean(x, (0, 1, 2))
     var = jnp.mean(jnp.square(x - mean), (0, 1, 2))
     return [mean, var, inverse_std(var, epsilon)]

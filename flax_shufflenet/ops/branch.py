@@ -74,13 +74,14 @@ def run(maps: Sequence[FeatureMap], pieces: Sequence[Piece], layers: Sequence[La
 
 
 def _filled_up(layer: Layer) -> list[np.ndarray]:
-    """Kernel and bias in rows of whole vectors: with zeros or, if depthwise, repeated."""
-    side, _, _, outputs = layer.kernel.shape
+    """Kernel and bias in rows of whole vectors, in what is computed in: with zeros or, if depthwise, repeated."""
+    kernel = layer.kernel.astype(layer.bias.dtype)
+    side, _, _, outputs = kernel.shape
     if layer.depthwise:
         times = np.lcm(outputs, _FILLED_UP_TO) // outputs
-        return [np.tile(layer.kernel.reshape(side * side, outputs), times), np.tile(layer.bias, times)]
+        return [np.tile(kernel.reshape(side * side, outputs), times), np.tile(layer.bias, times)]
     more = -outputs % _FILLED_UP_TO
-    return [np.pad(layer.kernel[0, 0], ((0, 0), (0, more))), np.pad(layer.bias, (0, more))]
+    return [np.pad(kernel[0, 0], ((0, 0), (0, more))), np.pad(layer.bias, (0, more))]
 
 
 def _reference(*arrays, pieces, layers, side, stride):
@@ -88,7 +89,7 @@ def _reference(*arrays, pieces, layers, side, stride):
     maps, weights = arrays[: -2 * count], arrays[-2 * count :]
     x = jnp.concatenate(
         [maps[m][..., start : start + width] for m, start, width in zip(*[iter(pieces)] * 3, strict=True)], axis=-1
-    )
+    ).astype(weights[0].dtype)
     for number in range(count):
         kernel, bias = weights[2 * number : 2 * number + 2]
         depthwise, inputs, outputs, relu = layers[4 * number : 4 * number + 4]
@@ -97,7 +98,7 @@ def _reference(*arrays, pieces, layers, side, stride):
         x = conv2d(x, kernel, stride=stride if depthwise else 1, groups=inputs if depthwise else 1)
         x = x + bias[:outputs]
         x = jax.nn.relu(x) if relu else x
-    return [x]
+    return [x.astype(maps[0].dtype)]
 
 
 _inference_branch = engine.operation("inference_branch", _reference)

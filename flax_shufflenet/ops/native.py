@@ -20,6 +20,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from flax_shufflenet.ops.rounding import accumulator
+
 FOLDER = Path(__file__).parent
 HANDLERS = (
     "batch_norm_statistics",
@@ -99,6 +101,8 @@ def _target(name: str) -> str:
 
 # --- calling it
 
+_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.float64), jnp.dtype(jnp.bfloat16))
+
 _call = Primitive("flax_shufflenet_engine")
 _call.multiple_results = True
 _references: dict[str, Callable[..., Sequence[Array]]] = {}
@@ -106,10 +110,11 @@ _in_place: dict[str, int] = {}
 
 
 def applies(*arrays: Array | np.ndarray) -> bool:
-    """Whether the engine computes with these: all float32 or all float64, not empty, and on one device, or within
-    ``jax.shard_map``, where each device computes by itself. What XLA divides among devices it could not divide."""
-    dtypes = {array.dtype for array in arrays}
-    known = dtypes in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.float64)})
+    """Whether the engine computes with these: maps and kernels of one dtype that it knows, and vectors in what is
+    computed in with it, not empty, and on one device, or within ``jax.shard_map``, where each device computes by
+    itself. What XLA divides among devices it could not divide."""
+    maps, vectors = ({array.dtype for array in arrays if (array.ndim == 1) is flat} for flat in (False, True))
+    known = len(maps) == 1 and maps <= set(_DTYPES) and vectors <= {accumulator(*maps)}
     sizes = [size for array in arrays for size in array.shape]  # some are symbols in a program for any of them
     known = known and all(isinstance(size, int) and size for size in sizes)
     mesh = jax.sharding.get_abstract_mesh()

@@ -19,7 +19,7 @@ from flax_shufflenet.ops import batch_norm
 from flax_shufflenet.ops import native as engine
 from flax_shufflenet.ops.convolution import reference as convolution
 from flax_shufflenet.ops.divided import average
-from flax_shufflenet.ops.rounding import inverse_std
+from flax_shufflenet.ops.rounding import accumulator, inverse_std
 
 FeatureMap = Float[Array, "n h w c"]
 OtherMap = Float[Array, "n oh ow oc"]
@@ -68,47 +68,54 @@ class Gradient(NamedTuple):
     product: Channels
 
 
-# --- the operations, as the engine computes them, and in JAX
+# --- the operations, as the engine computes them, and in JAX: maps of bfloat16 are only kept in it
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(accumulator(x.dtype))
 
 
 def _read(x: FeatureMap, how: Sequence[Channels], *, relu: bool) -> FeatureMap:
-    return batch_norm.normalise_reference(x, *how, relu=relu)[0] if how else x
+    return batch_norm.normalise_reference(_wide(x), *how, relu=relu)[0] if how else _wide(x)
 
 
 def _convolution(x: FeatureMap, kernel: Array, stride: int) -> OtherMap:
-    return convolution(x, kernel, stride=stride, groups=x.shape[-1] // kernel.shape[2])
+    return convolution(x, _wide(kernel), stride=stride, groups=x.shape[-1] // kernel.shape[2])
 
 
 def _with_statistics(z: FeatureMap, epsilon: float, *, measure: bool) -> list[Array]:
     if not measure:
-        return [z, *[jnp.zeros(z.shape[-1], z.dtype)] * 3]
+        return [z, *[jnp.zeros(z.shape[-1], accumulator(z.dtype))] * 3]
     return [z, *batch_norm.statistics_reference(z, epsilon=epsilon)]
 
 
 def _pointwise(x, kernel, *how, epsilon, measure, relu, first):
-    x = x[..., first : first + kernel.shape[2]]
-    return _with_statistics(_convolution(_read(x, how, relu=relu), kernel, 1), epsilon, measure=measure)
+    own = x[..., first : first + kernel.shape[2]]
+    z = _convolution(_read(own, how, relu=relu), kernel, 1).astype(x.dtype)
+    return _with_statistics(z, epsilon, measure=measure)
 
 
 def _depthwise(x, kernel, *how, epsilon, measure, relu, stride):
-    return _with_statistics(_convolution(_read(x, how, relu=relu), kernel, stride), epsilon, measure=measure)
+    z = _convolution(_read(x, how, relu=relu), kernel, stride).astype(x.dtype)
+    return _with_statistics(z, epsilon, measure=measure)
 
 
 def _map_gradient(gradient, z, mean, inverse, scale, total, product):
     """Ioffe and Szegedy 2015, section 3."""
     factor, count = scale * inverse, z.size // z.shape[-1]
-    return factor * (gradient - (z - mean) * (inverse * inverse * product / count) - total / count)
+    return factor * (_wide(gradient) - (_wide(z) - mean) * (inverse * inverse * product / count) - total / count)
 
 
 def _passed(gradient, x, how, *, relu):
     """A gradient where the ReLU passes it, and its two sums."""
-    gradient, _ = batch_norm.passed(gradient, x, *how, relu=relu)
-    return [gradient, *batch_norm.gradient_sums_reference(gradient, x, *how, relu=False)]
+    passed, _ = batch_norm.passed(gradient, x, *how, relu=relu)
+    return [passed.astype(x.dtype), *batch_norm.gradient_sums_reference(passed, x, *how, relu=False)]
 
 
 def _convolution_gradient(of_output, x, kernel, how, *, relu, stride):
     dz = _map_gradient(*of_output)
     dx, dkernel = jax.vjp(partial(_convolution, stride=stride), _read(x, how, relu=relu), kernel)[1](dz)
+    dx = dx.astype(x.dtype)
     if not how:
         return [dx, dkernel]
     dx, *sums = _passed(dx, x, how, relu=relu)
@@ -121,9 +128,9 @@ def _pointwise_gradient(*arrays, relu, first, add):
         return _convolution_gradient(of_output, x, kernel, rest, relu=relu, stride=1)
     # Into the channels of a map that has the other channels' gradient, or another branch's, already.
     channels = slice(first, first + kernel.shape[2])
-    dx, dkernel = _convolution_gradient(of_output, x[..., channels], kernel, (), relu=False, stride=1)
-    there = rest[0].at[..., channels]
-    return [there.add(dx) if add else there.set(dx), dkernel]
+    dx, dkernel = _convolution_gradient(of_output, _wide(x[..., channels]), kernel, (), relu=False, stride=1)
+    there = _wide(rest[0]).at[..., channels]
+    return [(there.add(dx) if add else there.set(dx)).astype(x.dtype), dkernel]
 
 
 def _depthwise_gradient(*arrays, relu, stride):
@@ -131,9 +138,9 @@ def _depthwise_gradient(*arrays, relu, stride):
 
 
 def _join(left, right, *how, left_relu, right_relu):
-    right = _read(right, how[:4], relu=right_relu)
-    left = _read(left[..., : right.shape[-1]], how[4:], relu=left_relu)
-    return [jnp.stack([left, right], axis=-1).reshape(*right.shape[:3], -1)]
+    right_half = _read(right, how[:4], relu=right_relu)
+    left_half = _read(left[..., : right.shape[-1]], how[4:], relu=left_relu)
+    return [jnp.stack([left_half, right_half], axis=-1).reshape(*right.shape[:3], -1).astype(right.dtype)]
 
 
 def _join_gradient(dy, right, *others, left_relu, right_relu):

@@ -47,8 +47,9 @@ struct Moments {
   }
 };
 
-template <class T>
-void add_block(Moments& moments, const T* x, Index rows, Index channels, Index together, double* space) {
+template <class S>
+void add_block(Moments& moments, const S* x, Index rows, Index channels, Index together, double* space) {
+  using T = Arithmetic<S>;
   const Index length = together * channels, steps = rows / together;
   T* sum = scratch<T>(3 * length, kConstants);
   T *middle = sum + length, *rest = middle + length;
@@ -58,12 +59,12 @@ void add_block(Moments& moments, const T* x, Index rows, Index channels, Index t
   std::fill(sum, sum + length, T{0});
   Index step = 0;
   for (; step + 4 <= steps; step += 4) {
-    const T* p = x + step * length;
+    const S* p = x + step * length;
 #pragma GCC ivdep
     for (Index j = 0; j < length; j++) sum[j] += (p[j] + p[j + length]) + (p[j + 2 * length] + p[j + 3 * length]);
   }
   for (; step < steps; step++) {
-    const T* p = x + step * length;
+    const S* p = x + step * length;
 #pragma GCC ivdep
     for (Index j = 0; j < length; j++) sum[j] += p[j];
   }
@@ -73,7 +74,7 @@ void add_block(Moments& moments, const T* x, Index rows, Index channels, Index t
   std::fill(sum, sum + length, T{0});
   std::fill(rest, rest + length, T{0});
   for (step = 0; step + 2 <= steps; step += 2) {
-    const T* p = x + step * length;
+    const S* p = x + step * length;
 #pragma GCC ivdep
     for (Index j = 0; j < length; j++) {
       const T a = p[j] - middle[j], b = p[j + length] - middle[j];
@@ -82,7 +83,7 @@ void add_block(Moments& moments, const T* x, Index rows, Index channels, Index t
     }
   }
   for (; step < steps; step++) {
-    const T* p = x + step * length;
+    const S* p = x + step * length;
 #pragma GCC ivdep
     for (Index j = 0; j < length; j++) {
       const T a = p[j] - middle[j];
@@ -101,8 +102,8 @@ void add_block(Moments& moments, const T* x, Index rows, Index channels, Index t
   moments.add(n, mean, squares);
 }
 
-template <class T>
-void add_rows(Moments& moments, const T* x, Index rows, Index channels, Index together) {
+template <class S>
+void add_rows(Moments& moments, const S* x, Index rows, Index channels, Index together) {
   std::vector<double> space(3 * channels);
   const Index whole = rows / together * together;
   const Index block = std::max<Index>(4, 8192 / (together * channels)) * together;
@@ -111,8 +112,8 @@ void add_rows(Moments& moments, const T* x, Index rows, Index channels, Index to
   if (whole < rows) add_block(moments, x + whole * channels, rows - whole, channels, 1, space.data());
 }
 
-template <bool relu, class T>
-void normalise_rows(const T* x, T* y, Index rows, Index channels, Index together, const T* mean, const T* factor,
+template <bool relu, class S, class Y, class T = Arithmetic<S>>
+void normalise_rows(const S* x, Y* y, Index rows, Index channels, Index together, const T* mean, const T* factor,
                     const T* bias) {
   if (rows < together) together = 1;
   const Index length = together * channels;
@@ -123,8 +124,8 @@ void normalise_rows(const T* x, T* y, Index rows, Index channels, Index together
   repeat(biases, bias, channels, together);
   Index r = 0;
   for (; r + together <= rows; r += together) {
-    const T* p = x + r * channels;
-    T* out = y + r * channels;
+    const S* p = x + r * channels;
+    Y* out = y + r * channels;
 #pragma GCC ivdep
     for (Index j = 0; j < length; j++) {
       const T value = (p[j] - means[j]) * factors[j] + biases[j];
@@ -153,7 +154,7 @@ void finish(const std::vector<Moments>& parts, double epsilon, bool measured, T*
 }
 
 constexpr const char* kMaps = "batch normalisation needs maps of [n h w c], none of them 0, all alike";
-constexpr const char* kVectors = "batch normalisation needs vectors of [c] in the map's dtype";
+constexpr const char* kVectors = "batch normalisation needs vectors of [c] in what the map is computed in";
 
 inline bool is_map(const ffi::AnyBuffer& x) { return x.dimensions().size() == 4 && x.element_count() > 0; }
 
@@ -164,7 +165,7 @@ bool is_like(const Buffer& buffer, const ffi::AnyBuffer& x) {
 
 template <class... Buffers>
 bool are_channels_of(const ffi::AnyBuffer& x, const Buffers&... vectors) {
-  return (is_vector(vectors, x.element_type(), x.dimensions().back()) && ...);
+  return (is_vector(vectors, arithmetic(x.element_type()), x.dimensions().back()) && ...);
 }
 
 inline Rows rows_of(const ffi::AnyBuffer& x) {
@@ -180,8 +181,8 @@ std::vector<T> factor_of(const T* scale, const T* inverse, Index channels) {
   return factor;
 }
 
-template <class T>
-ffi::Error statistics(ffi::ThreadPool& pool, const T* x, T* mean, T* var, T* inverse, const Rows& rows,
+template <class S, class T = Arithmetic<S>>
+ffi::Error statistics(ffi::ThreadPool& pool, const S* x, T* mean, T* var, T* inverse, const Rows& rows,
                       double epsilon) {
   std::vector<Moments> parts(rows.pieces, Moments(rows.channels));
   parallel(pool, rows.pieces, [&](int i) {
@@ -197,20 +198,21 @@ inline ffi::Error BatchNormStatistics(ffi::ThreadPool pool, ffi::AnyBuffer x, ff
   if (!is_map(x)) return refuse(kMaps);
   if (!are_channels_of(x, *mean, *var, *inverse)) return refuse(kVectors);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return statistics<T>(pool, data<T>(x), data<T>(mean), data<T>(var), data<T>(inverse), rows_of(x), epsilon);
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    return statistics<S>(pool, data<S>(x), data<T>(mean), data<T>(var), data<T>(inverse), rows_of(x), epsilon);
   });
 }
 
-template <class T>
-ffi::Error normalise(ffi::ThreadPool& pool, const T* x, const T* mean, const T* inverse, const T* scale, const T* bias,
-                     T* y, const Rows& rows, bool relu) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error normalise(ffi::ThreadPool& pool, const S* x, const T* mean, const T* inverse, const T* scale, const T* bias,
+                     S* y, const Rows& rows, bool relu) {
   const std::vector<T> factor = factor_of(scale, inverse, rows.channels);
   parallel(pool, rows.pieces, [&](int i) {
     i = rows.pieces - 1 - i;  // what the statistics read last is still in the cache
     const Index start = rows.begin(i) * rows.channels;
-    (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x + start, y + start, rows.in_piece(i), rows.channels,
-                                                                rows.together, mean, factor.data(), bias);
+    (relu ? normalise_rows<true, S, S> : normalise_rows<false, S, S>)(
+        x + start, y + start, rows.in_piece(i), rows.channels, rows.together, mean, factor.data(), bias);
   });
   return ffi::Error::Success();
 }
@@ -220,8 +222,9 @@ inline ffi::Error BatchNorm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuff
   if (!is_map(x) || !is_like(*y, x)) return refuse(kMaps);
   if (!are_channels_of(x, mean, inverse, scale, bias)) return refuse(kVectors);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return normalise<T>(pool, data<T>(x), data<T>(mean), data<T>(inverse), data<T>(scale), data<T>(bias), data<T>(y),
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    return normalise<S>(pool, data<S>(x), data<T>(mean), data<T>(inverse), data<T>(scale), data<T>(bias), data<S>(y),
                         rows_of(x), relu);
   });
 }
@@ -233,8 +236,8 @@ inline T passed(T gradient, T centred, T factor, T bias) {
 
 // Adds, for each channel, the gradients that pass the ReLU, and these times the centred values; if `keep`, writes those
 // that pass in their place.
-template <bool relu, bool keep, class T, class D>
-void add_gradients(const T* x, D* dy, Index rows, Index channels, Index together, const T* mean, const T* factor,
+template <bool relu, bool keep, class S, class D, class T = Arithmetic<S>>
+void add_gradients(const S* x, D* dy, Index rows, Index channels, Index together, const T* mean, const T* factor,
                    const T* bias, double* gradients, double* products) {
   if (rows < together) together = 1;
   const Index length = together * channels, steps = rows / together;
@@ -249,13 +252,13 @@ void add_gradients(const T* x, D* dy, Index rows, Index channels, Index together
     Index step = first;
     std::fill(sum, sum + 2 * length, T{0});
     for (; step + 2 <= end; step += 2) {
-      const T* p = x + step * length;
+      const S* p = x + step * length;
       D* d = dy + step * length;
 #pragma GCC ivdep
       for (Index j = 0; j < length; j++) {
         const T a = p[j] - means[j], b = p[j + length] - means[j];
-        const T g = passed<relu>(d[j], a, factors[j], biases[j]);
-        const T h = passed<relu>(d[j + length], b, factors[j], biases[j]);
+        const T g = passed<relu, T>(d[j], a, factors[j], biases[j]);
+        const T h = passed<relu, T>(d[j + length], b, factors[j], biases[j]);
         if constexpr (keep) {
           d[j] = g;
           d[j + length] = h;
@@ -265,11 +268,11 @@ void add_gradients(const T* x, D* dy, Index rows, Index channels, Index together
       }
     }
     for (; step < end; step++) {
-      const T* p = x + step * length;
+      const S* p = x + step * length;
       D* d = dy + step * length;
 #pragma GCC ivdep
       for (Index j = 0; j < length; j++) {
-        const T a = p[j] - means[j], g = passed<relu>(d[j], a, factors[j], biases[j]);
+        const T a = p[j] - means[j], g = passed<relu, T>(d[j], a, factors[j], biases[j]);
         if constexpr (keep) d[j] = g;
         sum[j] += g;
         product[j] += a * g;
@@ -284,8 +287,8 @@ void add_gradients(const T* x, D* dy, Index rows, Index channels, Index together
                         gradients, products);
 }
 
-template <bool relu, class T>
-void input_gradient_rows(const T* x, const T* dy, T* dx, Index rows, Index channels, Index together, const T* mean,
+template <bool relu, class S, class D, class T = Arithmetic<S>>
+void input_gradient_rows(const S* x, const S* dy, D* dx, Index rows, Index channels, Index together, const T* mean,
                          const T* factor, const T* bias, const T* per_centred, const T* per_value) {
   if (rows < together) together = 1;
   const Index length = together * channels;
@@ -298,11 +301,11 @@ void input_gradient_rows(const T* x, const T* dy, T* dx, Index rows, Index chann
   repeat(values, per_value, channels, together);
   Index r = 0;
   for (; r + together <= rows; r += together) {
-    const T *p = x + r * channels, *d = dy + r * channels;
-    T* out = dx + r * channels;
+    const S *p = x + r * channels, *d = dy + r * channels;
+    D* out = dx + r * channels;
 #pragma GCC ivdep
     for (Index j = 0; j < length; j++) {
-      const T a = p[j] - means[j], g = passed<relu>(d[j], a, factors[j], biases[j]);
+      const T a = p[j] - means[j], g = passed<relu, T>(d[j], a, factors[j], biases[j]);
       out[j] = g * factors[j] + a * centreds[j] + values[j];
     }
   }
@@ -323,8 +326,8 @@ struct Coefficients {
   }
 };
 
-template <class T>
-ffi::Error gradient_sums(ffi::ThreadPool& pool, const T* dy, const T* x, const T* mean, const T* inverse,
+template <class S, class T = Arithmetic<S>>
+ffi::Error gradient_sums(ffi::ThreadPool& pool, const S* dy, const S* x, const T* mean, const T* inverse,
                          const T* scale, const T* bias, T* sum, T* product, const Rows& rows, bool relu) {
   const Index channels = rows.channels;
   const std::vector<T> factor = factor_of(scale, inverse, channels);
@@ -332,7 +335,7 @@ ffi::Error gradient_sums(ffi::ThreadPool& pool, const T* dy, const T* x, const T
   parallel(pool, rows.pieces, [&](int i) {
     const Index start = rows.begin(i) * channels;
     double* own = &sums[i * 2 * channels];
-    (relu ? add_gradients<true, false, T, const T> : add_gradients<false, false, T, const T>)(
+    (relu ? add_gradients<true, false, S, const S> : add_gradients<false, false, S, const S>)(
         x + start, dy + start, rows.in_piece(i), channels, rows.together, mean, factor.data(), bias, own,
         own + channels);
   });
@@ -348,21 +351,22 @@ inline ffi::Error BatchNormGradientSums(ffi::ThreadPool pool, ffi::AnyBuffer dy,
   if (!is_map(x) || !is_like(dy, x)) return refuse(kMaps);
   if (!are_channels_of(x, mean, inverse, scale, bias, *sum, *product)) return refuse(kVectors);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return gradient_sums<T>(pool, data<T>(dy), data<T>(x), data<T>(mean), data<T>(inverse), data<T>(scale),
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    return gradient_sums<S>(pool, data<S>(dy), data<S>(x), data<T>(mean), data<T>(inverse), data<T>(scale),
                             data<T>(bias), data<T>(sum), data<T>(product), rows_of(x), relu);
   });
 }
 
-template <class T>
-ffi::Error input_gradient(ffi::ThreadPool& pool, const T* dy, const T* x, const T* mean, const T* inverse,
-                          const T* scale, const T* bias, const T* per_centred, const T* per_value, T* dx,
+template <class S, class T = Arithmetic<S>>
+ffi::Error input_gradient(ffi::ThreadPool& pool, const S* dy, const S* x, const T* mean, const T* inverse,
+                          const T* scale, const T* bias, const T* per_centred, const T* per_value, S* dx,
                           const Rows& rows, bool relu) {
   const std::vector<T> factor = factor_of(scale, inverse, rows.channels);
   parallel(pool, rows.pieces, [&](int i) {
     i = rows.pieces - 1 - i;  // what the sums read last is still in the cache
     const Index start = rows.begin(i) * rows.channels;
-    (relu ? input_gradient_rows<true, T> : input_gradient_rows<false, T>)(
+    (relu ? input_gradient_rows<true, S, S> : input_gradient_rows<false, S, S>)(
         x + start, dy + start, dx + start, rows.in_piece(i), rows.channels, rows.together, mean, factor.data(), bias,
         per_centred, per_value);
   });
@@ -376,9 +380,10 @@ inline ffi::Error BatchNormInputGradient(ffi::ThreadPool pool, ffi::AnyBuffer dy
   if (!is_map(x) || !is_like(dy, x) || !is_like(*dx, x)) return refuse(kMaps);
   if (!are_channels_of(x, mean, inverse, scale, bias, per_centred, per_value)) return refuse(kVectors);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return input_gradient<T>(pool, data<T>(dy), data<T>(x), data<T>(mean), data<T>(inverse), data<T>(scale),
-                             data<T>(bias), data<T>(per_centred), data<T>(per_value), data<T>(dx), rows_of(x), relu);
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    return input_gradient<S>(pool, data<S>(dy), data<S>(x), data<T>(mean), data<T>(inverse), data<T>(scale),
+                             data<T>(bias), data<T>(per_centred), data<T>(per_value), data<S>(dx), rows_of(x), relu);
   });
 }
 

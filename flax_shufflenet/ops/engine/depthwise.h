@@ -30,12 +30,13 @@ struct Padded {
     row = runs.back() * channels;
     starts = std::move(runs);
   }
-  void fill(const Image& image, const T* x, Index channels, Slot slot) {
-    fill(image, x, channels, slot, [](const T* from, T* to, Index length) { std::memcpy(to, from, length * sizeof(T)); });
+  template <class S>
+  void fill(const Image& image, const S* x, Index channels, Slot slot) {
+    fill(image, x, channels, slot, copy<S, T>);
   }
   // `row_of(from, to, length)` makes each row of the image.
-  template <class F>
-  void fill(const Image& image, const T* x, Index channels, Slot slot, F&& row_of) {
+  template <class S, class F>
+  void fill(const Image& image, const S* x, Index channels, Slot slot, F&& row_of) {
     const Index pad = image.pad(), rows = image.height + 2 * pad;
     T* p = scratch<T>(rows * row, slot);
     values = p;
@@ -44,8 +45,8 @@ struct Padded {
     for (Index h = 0; h < image.height; h++)
       put_row(image, x + h * image.width * channels, p + (h + pad) * row, channels, row_of);
   }
-  template <class F>
-  void put_row(const Image& image, const T* from, T* to, Index channels, F&& row_of) const {
+  template <class S, class F>
+  void put_row(const Image& image, const S* from, T* to, Index channels, F&& row_of) const {
     const Index pad = image.pad(), stride = image.stride;
     if (stride == 1) {
       std::fill(to, to + pad * channels, T{0});
@@ -77,7 +78,8 @@ struct RepeatedTaps {
 template <class T>
 struct Taps : RepeatedTaps<T> {
   std::vector<T> memory;
-  Taps(const T* kernel, const Image& image, bool flipped) {
+  template <class S>
+  Taps(const S* kernel, const Image& image, bool flipped) {
     const Index length = std::lcm(image.channels, Vector<T>::lanes), count = image.side * image.side;
     memory.resize(count * length);
     for (Index tap = 0; tap < count; tap++)
@@ -89,8 +91,8 @@ struct Taps : RepeatedTaps<T> {
 };
 
 // One image. A side of 0 is any side; that of 3 keeps its taps in registers, and two rows share what they read.
-template <int side_or_0, class T>
-void convolve(const Image& image, const Padded<T>& x, const RepeatedTaps<T>& taps, T* y) {
+template <int side_or_0, class S, class T = Arithmetic<S>>
+void convolve(const Image& image, const Padded<T>& x, const RepeatedTaps<T>& taps, S* y) {
   using V = Vector<T>;
   const Index flat = image.out_width * image.channels, side = side_or_0 ? side_or_0 : image.side;
   if constexpr (side_or_0 == 3) {
@@ -138,14 +140,14 @@ void convolve(const Image& image, const Padded<T>& x, const RepeatedTaps<T>& tap
   }
 }
 
-template <class T>
-ffi::Error depthwise(ffi::ThreadPool& pool, const Image& image, const T* x, const T* kernel, T* y, bool flipped) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error depthwise(ffi::ThreadPool& pool, const Image& image, const S* x, const S* kernel, S* y, bool flipped) {
   const Taps<T> taps(kernel, image, flipped);
   parallel(pool, image.pieces(), [&](int i) {
     Padded<T> padded(image, image.channels);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
       padded.fill(image, x + n * image.in_size(), image.channels, kPadded);
-      (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, y + n * image.out_size());
+      (image.side == 3 ? convolve<3, S> : convolve<0, S>)(image, padded, taps, y + n * image.out_size());
     }
   });
   return ffi::Error::Success();
@@ -153,8 +155,8 @@ ffi::Error depthwise(ffi::ThreadPool& pool, const Image& image, const T* x, cons
 
 // One image's. With a stride, input rows and columns of one residue always meet the same taps: each residue is a small
 // convolution of dy, whose columns are then put between the others'.
-template <class T>
-void strided_input_gradient(const Image& image, const Taps<T>& taps, const T* dy, T* dx) {
+template <class S, class D, class T>
+void strided_input_gradient(const Image& image, const Taps<T>& taps, const D* dy, S* dx) {
   using V = Vector<T>;
   const Index channels = image.channels, stride = image.stride, pad = image.pad(), margin = pad / stride + 1;
   const Index row = (image.out_width + 2 * margin) * channels, rows = image.out_height + 2 * margin;
@@ -162,8 +164,8 @@ void strided_input_gradient(const Image& image, const Taps<T>& taps, const T* dy
   T* padded = scratch<T>(rows * row, kPadded);
   std::fill(padded, padded + rows * row, T{0});
   for (Index h = 0; h < image.out_height; h++)
-    std::memcpy(padded + (h + margin) * row + margin * channels, dy + h * image.out_width * channels,
-                image.out_width * channels * sizeof(T));
+    copy(dy + h * image.out_width * channels, padded + (h + margin) * row + margin * channels,
+         image.out_width * channels);
   for (Index h = 0; h < image.height; h++)
     for (Index residue = 0; residue < std::min(stride, image.width); residue++) {
       const Index columns = (image.width - residue + stride - 1) / stride, flat = columns * channels;
@@ -174,22 +176,22 @@ void strided_input_gradient(const Image& image, const Taps<T>& taps, const T* dy
           sources[terms] = padded + from_row * row + from * channels;
           factors[terms++] = taps.at(r * image.side + c);
         }
-      T* run = scratch<T>(flat + V::lanes, kRun);
+      S* run = scratch<S>(flat + V::lanes, kRun);
       for (Index j = 0; j < std::min(taps.length, flat); j += V::lanes)
         for (Index f = j; f < flat; f += taps.length) {
           typename V::type a = {};
           for (size_t t = 0; t < terms; t++) a += V::load(sources[t] + f) * V::load(factors[t] + j);
           V::store(run + f, a);
         }
-      T* to = dx + (h * image.width + residue) * channels;
+      S* to = dx + (h * image.width + residue) * channels;
       for (Index w = 0; w < columns; w++)
-        std::memcpy(to + w * stride * channels, run + w * channels, channels * sizeof(T));
+        std::memcpy(to + w * stride * channels, run + w * channels, channels * sizeof(S));
     }
 }
 
-template <class T>
-ffi::Error strided_input_gradient(ffi::ThreadPool& pool, const Image& image, const T* kernel, const T* dy, T* dx) {
-  const Taps<T> taps(kernel, image, false);
+template <class S>
+ffi::Error strided_input_gradient(ffi::ThreadPool& pool, const Image& image, const S* kernel, const S* dy, S* dx) {
+  const Taps<Arithmetic<S>> taps(kernel, image, false);
   parallel(pool, image.pieces(), [&](int i) {
     for (Index n = image.begin(i); n < image.begin(i + 1); n++)
       strided_input_gradient(image, taps, dy + n * image.out_size(), dx + n * image.in_size());
@@ -198,8 +200,8 @@ ffi::Error strided_input_gradient(ffi::ThreadPool& pool, const Image& image, con
 }
 
 // Adds one image's sums of x * dy for the taps from `first` on, `count` of them, in one row of the kernel or in all.
-template <int count, class T>
-void add_taps(const Image& image, const Padded<T>& x, const T* dy, Index first, Index length, double* sums) {
+template <int count, class T, class D>
+void add_taps(const Image& image, const Padded<T>& x, const D* dy, Index first, Index length, double* sums) {
   using V = Vector<T>;
   const Index flat = image.out_width * image.channels, block = std::max<Index>(2, 4096 / x.row);
   Index offset[count];
@@ -228,15 +230,15 @@ void add_taps(const Image& image, const Padded<T>& x, const T* dy, Index first, 
     }
 }
 
-template <class T>
-void add_all_taps(const Image& image, const Padded<T>& x, const T* dy, Index length, double* sums) {
+template <class T, class D>
+void add_all_taps(const Image& image, const Padded<T>& x, const D* dy, Index length, double* sums) {
   const Index taps = image.side * image.side;
   if (taps == 9) return add_taps<9>(image, x, dy, 0, length, sums);
   for (Index tap = 0; tap < taps; tap++) add_taps<1>(image, x, dy, tap, length, sums);
 }
 
-template <class T>
-ffi::Error depthwise_kernel_gradient(ffi::ThreadPool& pool, const Image& image, const T* x, const T* dy, T* dkernel) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error depthwise_kernel_gradient(ffi::ThreadPool& pool, const Image& image, const S* x, const S* dy, S* dkernel) {
   const Index taps = image.side * image.side, channels = image.channels;
   const Index length = std::lcm(channels, Vector<T>::lanes);
   std::vector<double> sums(image.pieces() * taps * channels);
@@ -245,7 +247,7 @@ ffi::Error depthwise_kernel_gradient(ffi::ThreadPool& pool, const Image& image, 
     std::vector<double> own(taps * length);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
       padded.fill(image, x + n * image.in_size(), channels, kPadded);
-      const T* gradient = dy + n * image.out_size();
+      const S* gradient = dy + n * image.out_size();
       add_all_taps(image, padded, gradient, length, own.data());
     }
     for (Index tap = 0; tap < taps; tap++)
@@ -275,8 +277,8 @@ inline ffi::Error Depthwise(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuff
   Image image;
   if (!read_depthwise(image, x, kernel, *y, stride)) return refuse(kDepthwiseShapes);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return depthwise<T>(pool, image, data<T>(x), data<T>(kernel), data<T>(y), false);
+    using S = decltype(zero);
+    return depthwise<S>(pool, image, data<S>(x), data<S>(kernel), data<S>(y), false);
   });
 }
 
@@ -287,9 +289,9 @@ inline ffi::Error DepthwiseInputGradient(ffi::ThreadPool pool, ffi::AnyBuffer x,
       !same_shape(dx->dimensions(), x.dimensions()))
     return refuse(kDepthwiseShapes);
   return for_type(dy.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    if (stride == 1) return depthwise<T>(pool, image, data<T>(dy), data<T>(kernel), data<T>(dx), true);
-    return strided_input_gradient<T>(pool, image, data<T>(kernel), data<T>(dy), data<T>(dx));
+    using S = decltype(zero);
+    if (stride == 1) return depthwise<S>(pool, image, data<S>(dy), data<S>(kernel), data<S>(dx), true);
+    return strided_input_gradient<S>(pool, image, data<S>(kernel), data<S>(dy), data<S>(dx));
   });
 }
 
@@ -300,8 +302,8 @@ inline ffi::Error DepthwiseKernelGradient(ffi::ThreadPool pool, ffi::AnyBuffer x
       !same_shape(dkernel->dimensions(), kernel.dimensions()))
     return refuse(kDepthwiseShapes);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return depthwise_kernel_gradient<T>(pool, image, data<T>(x), data<T>(dy), data<T>(dkernel));
+    using S = decltype(zero);
+    return depthwise_kernel_gradient<S>(pool, image, data<S>(x), data<S>(dy), data<S>(dkernel));
   });
 }
 

@@ -33,13 +33,54 @@ constexpr int kVectorBytes = 16, kRegisters = 32;
 constexpr int kVectorBytes = 16, kRegisters = 16;
 #endif
 
+// The first half of a float32, which only lies in memory: it is widened where it is read, and rounded where it is
+// written, to the nearest, of two to the even one. A NaN stays one.
+struct BFloat16 {
+  uint16_t bits;
+  BFloat16() = default;
+  BFloat16(float value) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, sizeof wide);
+    bits = static_cast<uint16_t>((value != value ? wide | 0x400000 : wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+  }
+  operator float() const {
+    const uint32_t wide = uint32_t{bits} << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+};
+
+// What is computed in with values of a map's type S, and what its statistics are of.
+template <class S>
+using Arithmetic = std::conditional_t<std::is_same_v<S, BFloat16>, float, S>;
+
+inline ffi::DataType arithmetic(ffi::DataType type) {
+  return type == ffi::DataType::BF16 ? ffi::DataType::F32 : type;
+}
+
 // The compiler's own vectors: it lowers them to whatever the target has.
+template <class T, int bytes>
+struct CompilersVector {
+  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
+};
+
 template <class T, int bytes = kVectorBytes>
 struct Vector {
-  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
+  using type = typename CompilersVector<T, bytes>::type;
   static constexpr Index lanes = bytes / sizeof(T);
   static type load(const T* p) { return *reinterpret_cast<const type*>(p); }
   static void store(T* p, type v) { *reinterpret_cast<type*>(p) = v; }
+  // Of bfloat16, for a T of float: as many values, in half of the bytes.
+  using Halves = typename CompilersVector<uint16_t, bytes / 2>::type;
+  using Bits = typename CompilersVector<uint32_t, bytes>::type;
+  static type load(const BFloat16* p) { return widened(*reinterpret_cast<const Halves*>(p)); }
+  static void store(BFloat16* p, type v) { *reinterpret_cast<Halves*>(p) = rounded(v); }
+  static type widened(Halves halves) { return (type)(__builtin_convertvector(halves, Bits) << 16); }
+  static Halves rounded(type v) {
+    const Bits bits = (Bits)v;
+    return __builtin_convertvector((v != v ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16, Halves);
+  }
   // For `own ? a : b`: true in the first `count` lanes.
   static auto first(Index count) {
     type lane, limit;
@@ -50,25 +91,31 @@ struct Vector {
     return lane < limit;
   }
   // The first `count` lanes; the others are zero.
-  static type load(const T* p, Index count) {
+  template <class S>
+  static type load(const S* p, Index count) {
     if (count >= lanes) return load(p);
 #if defined(__AVX512F__)
-    if constexpr (bytes == 64 && sizeof(T) == 4) return (type)_mm512_maskz_loadu_ps((1u << count) - 1, p);
-    if constexpr (bytes == 64 && sizeof(T) == 8) return (type)_mm512_maskz_loadu_pd((1u << count) - 1, p);
+    const auto mask = (1u << count) - 1;
+    if constexpr (bytes == 64 && sizeof(S) == 2) return widened((Halves)_mm256_maskz_loadu_epi16(mask, p));
+    if constexpr (bytes == 64 && sizeof(S) == 4) return (type)_mm512_maskz_loadu_ps(mask, p);
+    if constexpr (bytes == 64 && sizeof(S) == 8) return (type)_mm512_maskz_loadu_pd(mask, p);
 #endif
-    T lane[lanes] = {};
-    std::memcpy(lane, p, count * sizeof(T));
+    S lane[lanes] = {};
+    std::memcpy(lane, p, count * sizeof(S));
     return load(lane);
   }
-  static void store(T* p, type v, Index count) {
+  template <class S>
+  static void store(S* p, type v, Index count) {
     if (count >= lanes) return store(p, v);
 #if defined(__AVX512F__)
-    if constexpr (bytes == 64 && sizeof(T) == 4) return _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
-    if constexpr (bytes == 64 && sizeof(T) == 8) return _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
+    const auto mask = (1u << count) - 1;
+    if constexpr (bytes == 64 && sizeof(S) == 2) return _mm256_mask_storeu_epi16(p, mask, (__m256i)rounded(v));
+    if constexpr (bytes == 64 && sizeof(S) == 4) return _mm512_mask_storeu_ps(p, mask, (__m512)v);
+    if constexpr (bytes == 64 && sizeof(S) == 8) return _mm512_mask_storeu_pd(p, mask, (__m512d)v);
 #endif
-    T lane[lanes];
+    S lane[lanes];
     store(lane, v);
-    std::memcpy(p, lane, count * sizeof(T));
+    std::memcpy(p, lane, count * sizeof(S));
   }
 };
 
@@ -154,12 +201,13 @@ bool has_shape(const Buffer& buffer, ffi::DataType type, std::initializer_list<I
          std::equal(shape.begin(), shape.end(), dimensions.begin());
 }
 
-// One handler for float32 and float64: `run` is called with a value of the type.
+// One handler for all types of maps: `run` is called with a value of the type.
 template <class F>
 ffi::Error for_type(ffi::DataType type, F&& run) {
   if (type == ffi::DataType::F32) return run(float{});
   if (type == ffi::DataType::F64) return run(double{});
-  return refuse("only float32 and float64");
+  if (type == ffi::DataType::BF16) return run(BFloat16{});
+  return refuse("only float32, float64 and bfloat16");
 }
 
 template <class T>
@@ -172,9 +220,20 @@ T* data(ffi::Result<ffi::AnyBuffer>& buffer) {
   return reinterpret_cast<T*>(buffer->untyped_data());
 }
 
-template <class T>
-void repeat(T* to, const T* values, Index length, Index times) {
-  for (Index i = 0; i < times; i++) std::memcpy(to + i * length, values, length * sizeof(T));
+// The same values in T, which may be S.
+template <class S, class T>
+void copy(const S* from, T* to, Index length) {
+  if constexpr (std::is_same_v<S, T>) {
+    std::memcpy(to, from, length * sizeof(T));
+  } else {
+    using V = Vector<T>;
+    for (Index j = 0; j < length; j += V::lanes) V::store(to + j, V::load(from + j, length - j), length - j);
+  }
+}
+
+template <class S, class T>
+void repeat(T* to, const S* values, Index length, Index times) {
+  for (Index i = 0; i < times; i++) copy(values, to + i * length, length);
 }
 
 }  // namespace engine

@@ -16,62 +16,65 @@ struct Layer {
 };
 
 // A piece of the input: channels of one of the maps.
-template <class T>
+template <class S>
 struct InputPiece {
-  const T* values;
+  const S* values;
   Index row, channels;
 };
 
-template <class T>
+template <class S, class T = Arithmetic<S>>
 struct BranchOfNet {
   Image image;  // its side and stride are those of the depthwise convolution, or 1
-  std::vector<InputPiece<T>> pieces;
+  std::vector<InputPiece<S>> pieces;
   std::vector<Layer<T>> layers;
-  T* y;
+  S* y;
 
   // Rows `begin` to `end` of the outcome of image `n`.
   void band(Index n, Index begin, Index end) const {
     const Index first = begin * image.stride - image.pad(), past = (end - 1) * image.stride - image.pad() + image.side;
     const Index low = std::max<Index>(0, first), high = std::min(past, image.height);
     const Index pixels = (high - low) * image.width, at = (n * image.height + low) * image.width;
-    Left<T> x{pieces[0].values + at * pieces[0].row, pieces[0].row, 1};
-    if (pieces.size() > 1 || layers[0].depthwise) x = {gather(at, pixels), layers[0].inputs, 1};
-    T* out = y + (n * image.out_height + begin) * image.out_width * layers.back().outputs;
+    Left<T> x = rows_to_multiply(at, pixels);
+    S* out = y + (n * image.out_height + begin) * image.out_width * layers.back().outputs;
     const Index out_pixels = (end - begin) * image.out_width;
     bool before = layers.size() > 1 && !(layers.size() == 2 && layers[0].depthwise);
     for (size_t i = 0; i < layers.size(); i++) {
       const Layer<T>& layer = layers[i];
       const bool last = i + 1 == layers.size();
-      if (layer.depthwise) {
-        before = false;
-        T* to = last ? out : scratch<T>(out_pixels * layer.outputs, kGradient);
-        convolve_band(layer, x.values, first, low, high, past, end - begin, to);
-        x = {to, layer.outputs, 1};
-        continue;
-      }
+      if (layer.depthwise) before = false;
       const Index count = before ? pixels : out_pixels;
-      T* to = last ? out : scratch<T>(count * layer.outputs, kOther);
-      product(count, layer.outputs, x, layer.kernel, layer.row, layer.inputs, to, layer.outputs,
-              {false, layer.bias, layer.relu});
+      const auto run = [&](auto* to) {
+        if (layer.depthwise)
+          convolve_band(layer, x.values, first, low, high, past, end - begin, to);
+        else
+          product(count, layer.outputs, x, layer.kernel, layer.row, layer.inputs, to, layer.outputs,
+                  {false, layer.bias, layer.relu});
+      };
+      if (last) return run(out);
+      T* to = scratch<T>(count * layer.outputs, layer.depthwise ? kGradient : kOther);
+      run(to);
       x = {to, layer.outputs, 1};
     }
   }
 
  private:
-  T* gather(Index at, Index pixels) const {
+  Left<T> rows_to_multiply(Index at, Index pixels) const {
+    if constexpr (std::is_same_v<S, T>)
+      if (pieces.size() == 1 && !layers[0].depthwise)
+        return {pieces[0].values + at * pieces[0].row, pieces[0].row, 1};
     T* to = scratch<T>(pixels * layers[0].inputs, kInput);
     Index channel = 0;
-    for (const InputPiece<T>& piece : pieces) {
+    for (const InputPiece<S>& piece : pieces) {
       for (Index p = 0; p < pixels; p++)
-        std::memcpy(to + p * layers[0].inputs + channel, piece.values + (at + p) * piece.row,
-                    piece.channels * sizeof(T));
+        copy(piece.values + (at + p) * piece.row, to + p * layers[0].inputs + channel, piece.channels);
       channel += piece.channels;
     }
-    return to;
+    return {to, layers[0].inputs, 1};
   }
 
+  template <class Y>
   void convolve_band(const Layer<T>& layer, const T* x, Index first, Index low, Index high, Index past, Index rows,
-                     T* to) const {
+                     Y* to) const {
     Image band = image;
     band.channels = layer.inputs;
     band.out_height = rows;
@@ -83,22 +86,21 @@ struct BranchOfNet {
       if (h < low || h >= high)
         std::fill(row, row + padded.row, T{0});
       else
-        padded.put_row(band, x + (h - low) * image.width * layer.inputs, row, layer.inputs,
-                       [](const T* from, T* to, Index length) { std::memcpy(to, from, length * sizeof(T)); });
+        padded.put_row(band, x + (h - low) * image.width * layer.inputs, row, layer.inputs, copy<T, T>);
     }
     const RepeatedTaps<T> taps{layer.row, image.side * image.side, layer.kernel, layer.bias};
-    (image.side == 3 ? convolve<3, T> : convolve<0, T>)(band, padded, taps, to);
+    (image.side == 3 ? convolve<3, Y> : convolve<0, Y>)(band, padded, taps, to);
   }
 };
 
 // An image with less to do than this many multiplications is not worth waking another thread for.
 constexpr Index kWorthAThread = 1 << 19;
 
-template <class T>
-ffi::Error run_branch(ffi::ThreadPool& pool, const BranchOfNet<T>& branch) {
+template <class S>
+ffi::Error run_branch(ffi::ThreadPool& pool, const BranchOfNet<S>& branch) {
   const Image& image = branch.image;
   Index work = 0;
-  for (const Layer<T>& layer : branch.layers)
+  for (const auto& layer : branch.layers)
     work += (layer.depthwise ? image.side * image.side : layer.inputs) * layer.outputs * image.out_height * image.out_width;
   // No sum goes across bands, so that their number may be any.
   const Index threads = std::max<Index>(1, pool.num_threads());
@@ -134,7 +136,7 @@ inline ffi::Error InferenceBranch(ffi::ThreadPool pool, ffi::RemainingArgs array
   const auto size = arrays.get<ffi::AnyBuffer>(0)->dimensions();
   if (size.size() != 4 || arrays.get<ffi::AnyBuffer>(0)->element_count() == 0) return refused();
   for (size_t i = 0; i < arrays.size(); i++)
-    if (arrays.get<ffi::AnyBuffer>(i)->element_type() != type) return refused();
+    if (arrays.get<ffi::AnyBuffer>(i)->element_type() != (i < maps ? type : arithmetic(type))) return refused();
   const Image image{size[0], size[1], size[2], 0, side, stride, (size[1] - 1) / stride + 1, (size[2] - 1) / stride + 1};
   Index inputs = 0;
   for (size_t i = 0; i < pieces.size(); i += 3) {
@@ -154,7 +156,7 @@ inline ffi::Error InferenceBranch(ffi::ThreadPool pool, ffi::RemainingArgs array
     depthwise += layer[0] != 0;
     if (i > 0 && (layer[0] != 0) == (layer[-4] != 0)) return refused();  // they take turns
     if (layer[1] != inputs || layer[2] < 1 || (layer[0] && (layer[1] != layer[2] || layer[3])) ||
-        !has_shape(*kernel, type, {rows, filled}) || !is_vector(*bias, type, filled))
+        !has_shape(*kernel, arithmetic(type), {rows, filled}) || !is_vector(*bias, arithmetic(type), filled))
       return refused();
     inputs = layer[2];
   }
@@ -162,11 +164,12 @@ inline ffi::Error InferenceBranch(ffi::ThreadPool pool, ffi::RemainingArgs array
       !has_shape(*y, type, {image.count, image.out_height, image.out_width, inputs}))
     return refused();
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
-    BranchOfNet<T> branch{image, {}, {}, data<T>(y)};
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    BranchOfNet<S> branch{image, {}, {}, data<S>(y)};
     for (size_t i = 0; i < pieces.size(); i += 3) {
       const auto map = arrays.get<ffi::AnyBuffer>(pieces[i]);
-      branch.pieces.push_back({data<T>(*map) + pieces[i + 1], map->dimensions()[3], pieces[i + 2]});
+      branch.pieces.push_back({data<S>(*map) + pieces[i + 1], map->dimensions()[3], pieces[i + 2]});
     }
     for (size_t i = 0; i < count; i++) {
       const int64_t* layer = layers.begin() + 4 * i;
@@ -174,7 +177,7 @@ inline ffi::Error InferenceBranch(ffi::ThreadPool pool, ffi::RemainingArgs array
       branch.layers.push_back({layer[0] != 0, layer[3] != 0, layer[1], layer[2], kernel->dimensions()[1],
                                data<T>(*kernel), data<T>(*bias)});
     }
-    return run_branch<T>(pool, branch);
+    return run_branch<S>(pool, branch);
   });
 }
 

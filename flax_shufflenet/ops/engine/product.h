@@ -9,12 +9,13 @@ Index up_to_whole_vectors(Index count) {
   return (count + Vector<T>::lanes - 1) / Vector<T>::lanes * Vector<T>::lanes;
 }
 
-// A matrix [depth][columns], or its transpose, with zeros after each row.
+// A matrix [depth][columns], or its transpose, in T, with zeros after each row.
 template <class T>
 struct Packed {
   Index row;
   std::vector<T> values;
-  Packed(const T* matrix, Index depth, Index columns, bool transposed)
+  template <class S>
+  Packed(const S* matrix, Index depth, Index columns, bool transposed)
       : row(up_to_whole_vectors<T>(transposed ? depth : columns)), values((transposed ? columns : depth) * row) {
     for (Index d = 0; d < depth; d++)
       for (Index c = 0; c < columns; c++) values[transposed ? c * row + d : d * row + c] = matrix[d * columns + c];
@@ -26,6 +27,7 @@ template <class T>
 struct Left {
   const T* values;
   Index row, step;
+  Left transposed() const { return {values, step, row}; }
 };
 
 // What sums begin with, and what becomes of them.
@@ -38,8 +40,8 @@ struct Ends {
 };
 
 // `rows` rows and `vectors` vectors of columns, of the last of which `last` values are wanted.
-template <int rows, int vectors, class T>
-void product_tile(const Left<T>& a, const T* b, Index b_row, Index depth, T* c, Index c_row, Index last,
+template <int rows, int vectors, class T, class S>
+void product_tile(const Left<T>& a, const T* b, Index b_row, Index depth, S* c, Index c_row, Index last,
                   const Ends<T>& ends) {
   using V = Vector<T>;
   typename V::type sum[rows][vectors];
@@ -47,7 +49,7 @@ void product_tile(const Left<T>& a, const T* b, Index b_row, Index depth, T* c, 
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-      const T* from = c + r * c_row + v * V::lanes;
+      const S* from = c + r * c_row + v * V::lanes;
       if (ends.bias)
         sum[r][v] = V::load(ends.bias + v * V::lanes);
       else
@@ -70,7 +72,7 @@ void product_tile(const Left<T>& a, const T* b, Index b_row, Index depth, T* c, 
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-      T* to = c + r * c_row + v * V::lanes;
+      S* to = c + r * c_row + v * V::lanes;
       if (ends.relu) sum[r][v] = sum[r][v] < zero ? zero : sum[r][v];  // a NaN stays one
       if (v + 1 < vectors)
         V::store(to, sum[r][v]);
@@ -79,8 +81,8 @@ void product_tile(const Left<T>& a, const T* b, Index b_row, Index depth, T* c, 
     }
 }
 
-template <int most, int vectors, class T>
-void product_rows(Index rows, Left<T> a, const T* b, Index b_row, Index depth, T* c, Index c_row, Index last,
+template <int most, int vectors, class T, class S>
+void product_rows(Index rows, Left<T> a, const T* b, Index b_row, Index depth, S* c, Index c_row, Index last,
                   const Ends<T>& ends) {
   for (; rows >= most; rows -= most, a.values += most * a.row, c += most * c_row)
     product_tile<most, vectors>(a, b, b_row, depth, c, c_row, last, ends);
@@ -90,8 +92,8 @@ void product_rows(Index rows, Left<T> a, const T* b, Index b_row, Index depth, T
 
 // c = a b, from and to its `ends`, for `rows` rows and `columns` columns. b may be read up to a vector beyond each row's
 // end; what lies there does not matter.
-template <class T>
-void product(Index rows, Index columns, const Left<T>& a, const T* b, Index b_row, Index depth, T* c, Index c_row,
+template <class T, class S>
+void product(Index rows, Index columns, const Left<T>& a, const T* b, Index b_row, Index depth, S* c, Index c_row,
              const Ends<T>& ends) {
   constexpr Index lanes = Vector<T>::lanes, widest = kRegisters == 32 ? 4 : 3;
   // A tile's sums, a row of the right matrix and one value of the left fit the registers.

@@ -25,9 +25,9 @@ template <class T>
 using Lanes = std::make_integer_sequence<int, static_cast<int>(Vector<T>::lanes)>;
 
 // A branch's map: `row` values from one pixel to the next, of which the first are its channels.
-template <class T>
+template <class S, class T = Arithmetic<S>>
 struct Branch {
-  const T* map;
+  const S* map;
   Index row;
   Input<T> how;
 
@@ -57,8 +57,8 @@ struct Constants {
 // Pixels whose values stay in the first cache, while one vector of channels after the other is worked on.
 inline Index pixels_of_a_block(Index channels) { return std::clamp<Index>(2048 / channels, 8, 64); }
 
-template <class T>
-ffi::Error join(ffi::ThreadPool& pool, Index pixels, Index channels, const Branch<T>& left, const Branch<T>& right, T* y) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error join(ffi::ThreadPool& pool, Index pixels, Index channels, const Branch<S>& left, const Branch<S>& right, S* y) {
   using V = Vector<T>;
   const Rows rows(pixels, 2 * channels);
   const Index block = pixels_of_a_block(channels);
@@ -71,7 +71,7 @@ ffi::Error join(ffi::ThreadPool& pool, Index pixels, Index channels, const Branc
         for (Index p = begin; p < std::min(end, begin + block); p++) {
           typename V::type a = left.load(p, c, count), b = of_right.of(right.load(p, c, count));
           if (left.how) a = of_left.of(a);
-          T* to = y + (p * channels + c) * 2;
+          S* to = y + (p * channels + c) * 2;
           V::store(to, taking_turns<T, 0>(a, b, Lanes<T>{}), 2 * count);
           if (2 * count > V::lanes) V::store(to + V::lanes, taking_turns<T, 1>(a, b, Lanes<T>{}), 2 * count - V::lanes);
         }
@@ -81,9 +81,9 @@ ffi::Error join(ffi::ThreadPool& pool, Index pixels, Index channels, const Branc
 }
 
 // The gradient of one branch: of its normalised map where the ReLU passes it, with its sums; or as it is.
-template <class T>
+template <class S, class T = Arithmetic<S>>
 struct BranchGradient {
-  T* values;
+  S* values;
   Index row;
   T *sums, *products;
 };
@@ -93,9 +93,9 @@ void add_lanes(typename Vector<T>::type v, double* to, Index count) {
   for (Index lane = 0; lane < count; lane++) to[lane] += static_cast<double>(v[lane]);
 }
 
-template <class T>
-ffi::Error join_gradient(ffi::ThreadPool& pool, Index pixels, Index channels, const T* dy, const Branch<T> (&branches)[2],
-                         const BranchGradient<T> (&gradients)[2]) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error join_gradient(ffi::ThreadPool& pool, Index pixels, Index channels, const S* dy, const Branch<S> (&branches)[2],
+                         const BranchGradient<S> (&gradients)[2]) {
   using V = Vector<T>;
   const Rows rows(pixels, 2 * channels);
   const Index block = pixels_of_a_block(channels);
@@ -108,7 +108,7 @@ ffi::Error join_gradient(ffi::ThreadPool& pool, Index pixels, Index channels, co
         const Constants<T> of[2] = {{branches[0].how, c, count}, {branches[1].how, c, count}};
         typename V::type sum[2] = {}, product[2] = {};
         for (Index p = begin; p < std::min(end, begin + block); p++) {
-          const T* from = dy + (p * channels + c) * 2;
+          const S* from = dy + (p * channels + c) * 2;
           const typename V::type a = V::load(from, 2 * count);
           const typename V::type b = more > 0 ? V::load(from + V::lanes, more) : typename V::type{};
           typename V::type d[2] = {every_other<T, 0>(a, b, Lanes<T>{}), every_other<T, 1>(a, b, Lanes<T>{})};
@@ -150,22 +150,23 @@ inline bool same_pixels(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) 
 // `vectors`: four for the right map, then, if the left one is normalised too, four for it.
 inline ffi::Error Join(ffi::ThreadPool pool, ffi::AnyBuffer left, ffi::AnyBuffer right, ffi::RemainingArgs vectors,
                        ffi::Result<ffi::AnyBuffer> y, bool left_relu, bool right_relu) {
-  const auto type = right.element_type();
+  const auto type = right.element_type(), own = arithmetic(type);
   const bool normalised = vectors.size() == 8;
   if (!same_pixels(left.dimensions(), right.dimensions()) || !same_pixels(y->dimensions(), right.dimensions()) ||
       right.element_count() == 0 || left.element_type() != type || y->element_type() != type)
     return refuse(kJoinShapes);
   const Index channels = right.dimensions()[3], row = left.dimensions()[3];
   if (y->dimensions()[3] != 2 * channels || row < channels || (normalised && row != channels) ||
-      !(vectors.size() == 4 || normalised) || !are_vectors(vectors, 0, type, channels) ||
-      (normalised && !are_vectors(vectors, 4, type, channels)))
+      !(vectors.size() == 4 || normalised) || !are_vectors(vectors, 0, own, channels) ||
+      (normalised && !are_vectors(vectors, 4, own, channels)))
     return refuse(kJoinShapes);
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
-    Branch<T> from_left{data<T>(left), row, {}}, from_right{data<T>(right), channels, {}};
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    Branch<S> from_left{data<S>(left), row, {}}, from_right{data<S>(right), channels, {}};
     from_right.how = normalisation<T>(vectors, 0, channels, right_relu);
     if (normalised) from_left.how = normalisation<T>(vectors, 4, channels, left_relu);
-    return join<T>(pool, right.element_count() / channels, channels, from_left, from_right, data<T>(y));
+    return join<S>(pool, right.element_count() / channels, channels, from_left, from_right, data<S>(y));
   });
 }
 
@@ -175,15 +176,15 @@ inline ffi::Error Join(ffi::ThreadPool pool, ffi::AnyBuffer left, ffi::AnyBuffer
 inline ffi::Error JoinGradient(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer right, ffi::RemainingArgs others,
                                ffi::Result<ffi::AnyBuffer> dleft, ffi::RemainingRets outcomes, bool left_relu,
                                bool right_relu) {
-  const auto type = right.element_type();
+  const auto type = right.element_type(), own = arithmetic(type);
   const bool normalised = others.size() == 9;
   if (!same_pixels(dy.dimensions(), right.dimensions()) || !same_pixels(dleft->dimensions(), right.dimensions()) ||
       right.element_count() == 0 || dy.element_type() != type || dleft->element_type() != type)
     return refuse(kJoinShapes);
   const Index channels = right.dimensions()[3], row = dleft->dimensions()[3];
   if (dy.dimensions()[3] != 2 * channels || row < channels || (normalised && row != channels) ||
-      !(others.size() == 4 || normalised) || !are_vectors(others, 0, type, channels) ||
-      (normalised && !are_vectors(others, 5, type, channels)))
+      !(others.size() == 4 || normalised) || !are_vectors(others, 0, own, channels) ||
+      (normalised && !are_vectors(others, 5, own, channels)))
     return refuse(kJoinShapes);
   const size_t first = normalised ? 2 : 0;
   if (outcomes.size() != first + 3) return refuse(kJoinShapes);
@@ -191,7 +192,7 @@ inline ffi::Error JoinGradient(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::Any
     auto buffer = outcomes.get<ffi::AnyBuffer>(i);
     if (!buffer.has_value() || !(i == first ? (*buffer)->element_type() == type &&
                                                   same_shape((*buffer)->dimensions(), right.dimensions())
-                                            : is_vector(**buffer, type, channels)))
+                                            : is_vector(**buffer, own, channels)))
       return refuse(kJoinShapes);
   }
   if (normalised) {
@@ -200,19 +201,20 @@ inline ffi::Error JoinGradient(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::Any
       return refuse(kJoinShapes);
   }
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
-    Branch<T> branches[2] = {{nullptr, row, {}}, {data<T>(right), channels, {}}};
-    BranchGradient<T> gradients[2] = {{data<T>(dleft), row, nullptr, nullptr},
-                                      {outcome<T>(outcomes, first), channels, outcome<T>(outcomes, first + 1),
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
+    Branch<S> branches[2] = {{nullptr, row, {}}, {data<S>(right), channels, {}}};
+    BranchGradient<S> gradients[2] = {{data<S>(dleft), row, nullptr, nullptr},
+                                      {outcome<S>(outcomes, first), channels, outcome<T>(outcomes, first + 1),
                                        outcome<T>(outcomes, first + 2)}};
     branches[1].how = normalisation<T>(others, 0, channels, right_relu);
     if (normalised) {
-      branches[0].map = data<T>(*others.get<ffi::AnyBuffer>(4));
+      branches[0].map = data<S>(*others.get<ffi::AnyBuffer>(4));
       branches[0].how = normalisation<T>(others, 5, channels, left_relu);
       gradients[0].sums = outcome<T>(outcomes, 0);
       gradients[0].products = outcome<T>(outcomes, 1);
     }
-    return join_gradient<T>(pool, right.element_count() / channels, channels, data<T>(dy), branches, gradients);
+    return join_gradient<S>(pool, right.element_count() / channels, channels, data<S>(dy), branches, gradients);
   });
 }
 

@@ -10,15 +10,15 @@ constexpr Index kMostStemChannels = 4;
 template <class T>
 using StemVector = Vector<T, 32>;
 
-template <class T>
-ffi::Error stem(ffi::ThreadPool& pool, const Image& image, Index outputs, const T* x, const T* kernel, T* y) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error stem(ffi::ThreadPool& pool, const Image& image, Index outputs, const S* x, const S* kernel, S* y) {
   using V = StemVector<T>;
   constexpr Index together = 4;  // pixels
   const Index inputs = image.channels, taps = image.side * image.side * inputs, width = image.out_width;
   const Index whole = (outputs + V::lanes - 1) / V::lanes * V::lanes;
   std::vector<T> wide(taps * whole);
   for (Index tap = 0; tap < taps; tap++)
-    std::memcpy(&wide[tap * whole], kernel + tap * outputs, outputs * sizeof(T));
+    copy(kernel + tap * outputs, &wide[tap * whole], outputs);
   Image rows = image;
   rows.stride = 1;  // the columns stay beside each other
   parallel(pool, image.pieces(), [&](int i) {
@@ -41,7 +41,7 @@ ffi::Error stem(ffi::ThreadPool& pool, const Image& image, Index outputs, const 
 #pragma GCC unroll 4
                 for (Index p = 0; p < together; p++) sum[p] += from[p][r * padded.row + q] * factor;
               }
-            T* to = y + ((n * image.out_height + h) * width + w) * outputs + c;
+            S* to = y + ((n * image.out_height + h) * width + w) * outputs + c;
             for (Index p = 0; p < pixels; p++) V::store(to + p * outputs, sum[p], outputs - c);
           }
         }
@@ -51,8 +51,8 @@ ffi::Error stem(ffi::ThreadPool& pool, const Image& image, Index outputs, const 
 }
 
 // Sums of x * dy for `count` neighbouring taps of one row of the kernel and one vector of output channels.
-template <int count, class T>
-void add_stem_taps(const Image& image, const T* x, Index row, const T* dy, Index outputs, Index left, double* sums,
+template <int count, class S, class T = Arithmetic<S>>
+void add_stem_taps(const Image& image, const T* x, Index row, const S* dy, Index outputs, Index left, double* sums,
                    Index whole) {
   using V = StemVector<T>;
   constexpr Index block = 4;  // rows that are added up before double takes over
@@ -70,9 +70,9 @@ void add_stem_taps(const Image& image, const T* x, Index row, const T* dy, Index
   }
 }
 
-template <class T>
-ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index outputs, const T* x, const T* dy,
-                                T* dkernel) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index outputs, const S* x, const S* dy,
+                                S* dkernel) {
   using V = StemVector<T>;
   const Index inputs = image.channels, taps = image.side * image.side * inputs, in_row = image.side * inputs;
   const Index whole = (outputs + V::lanes - 1) / V::lanes * V::lanes;
@@ -84,7 +84,7 @@ ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index
     double* own = &sums[i * taps * whole];
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
       padded.fill(rows, x + n * image.in_size(), inputs, kPadded);
-      const T* gradient = dy + n * image.out_height * image.out_width * outputs;
+      const S* gradient = dy + n * image.out_height * image.out_width * outputs;
       for (Index c = 0; c < outputs; c += V::lanes)
         for (Index r = 0; r < image.side; r++)
           for (Index q = 0; q < in_row;) {
@@ -94,11 +94,11 @@ ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index
               q += count;
             };
             if (in_row - q >= 9)
-              add(add_stem_taps<9, T>, 9);
+              add(add_stem_taps<9, S>, 9);
             else if (in_row - q >= 3)
-              add(add_stem_taps<3, T>, 3);
+              add(add_stem_taps<3, S>, 3);
             else
-              add(add_stem_taps<1, T>, 1);
+              add(add_stem_taps<1, S>, 1);
           }
     }
   });
@@ -106,7 +106,7 @@ ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index
     for (Index c = 0; c < outputs; c++) {
       double sum = 0;
       for (int i = 0; i < image.pieces(); i++) sum += sums[(i * taps + tap) * whole + c];
-      dkernel[tap * outputs + c] = static_cast<T>(sum);
+      dkernel[tap * outputs + c] = static_cast<S>(sum);
     }
   return ffi::Error::Success();
 }
@@ -131,8 +131,8 @@ inline ffi::Error Stem(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer ke
   Image image;
   if (!read_stem(image, x, kernel, *y, stride)) return refuse(kStemShapes);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return stem<T>(pool, image, kernel.dimensions()[3], data<T>(x), data<T>(kernel), data<T>(y));
+    using S = decltype(zero);
+    return stem<S>(pool, image, kernel.dimensions()[3], data<S>(x), data<S>(kernel), data<S>(y));
   });
 }
 
@@ -143,8 +143,8 @@ inline ffi::Error StemKernelGradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi
       !same_shape(dkernel->dimensions(), kernel.dimensions()))
     return refuse(kStemShapes);
   return for_type(x.element_type(), [&](auto zero) {
-    using T = decltype(zero);
-    return stem_kernel_gradient<T>(pool, image, kernel.dimensions()[3], data<T>(x), data<T>(dy), data<T>(dkernel));
+    using S = decltype(zero);
+    return stem_kernel_gradient<S>(pool, image, kernel.dimensions()[3], data<S>(x), data<S>(dy), data<S>(dkernel));
   });
 }
 

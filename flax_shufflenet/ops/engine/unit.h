@@ -19,13 +19,15 @@ struct Normalisation {
   bool relu;
   std::vector<T> factor;
 
-  void rows(const T* x, T* y, Index count, const Rows& as) const {
-    (relu ? normalise_rows<true, T> : normalise_rows<false, T>)(x, y, count, as.channels, as.together, mean,
-                                                                factor.data(), bias);
+  template <class S>
+  void rows(const S* x, T* y, Index count, const Rows& as) const {
+    (relu ? normalise_rows<true, S, T> : normalise_rows<false, S, T>)(x, y, count, as.channels, as.together, mean,
+                                                                      factor.data(), bias);
   }
   // Keeps the gradients that the ReLU passes, and adds them up.
-  void pass(const T* x, T* gradients, Index count, const Rows& as, double* sums) const {
-    (relu ? add_gradients<true, true, T, T> : add_gradients<false, true, T, T>)(
+  template <class S>
+  void pass(const S* x, S* gradients, Index count, const Rows& as, double* sums) const {
+    (relu ? add_gradients<true, true, S, S> : add_gradients<false, true, S, S>)(
         x, gradients, count, as.channels, as.together, mean, factor.data(), bias, sums, sums + as.channels);
   }
 };
@@ -52,12 +54,14 @@ template <class T>
 using Input = std::optional<Normalisation<T>>;
 
 // The gradient of a normalised map, from which that of the map itself follows.
-template <class T>
+template <class S>
 struct Gradient {
-  const T *values, *map, *mean;
+  using T = Arithmetic<S>;
+  const S *values, *map;
+  const T* mean;
   Coefficients<T> of;
 
-  Gradient(const T* values, const T* map, const T* mean, const T* inverse, const T* scale, const T* sums,
+  Gradient(const S* values, const S* map, const T* mean, const T* inverse, const T* scale, const T* sums,
            const T* products, Index rows, Index channels)
       : values(values), map(map), mean(mean), of(channels) {
     for (Index c = 0; c < channels; c++)
@@ -91,9 +95,23 @@ struct Pointwise {
   Index block() const { return rows_of_a_block(std::max(depth, outputs)); }
 };
 
-template <class T>
-ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T* x, const Input<T>& input,
-                          const T* kernel, double epsilon, bool measure, T* z, T* mean, T* var,
+// `count` rows of x from row r on, in what is computed in, and normalised where they are to be.
+template <class S, class T>
+Left<T> rows_to_multiply(const Pointwise& size, const S* x, const Input<T>& input, Index r, Index count, const Rows& in) {
+  const S* from = x + r * size.channels + size.first;
+  if constexpr (std::is_same_v<S, T>)
+    if (!input) return {from, size.channels, 1};
+  T* to = scratch<T>(size.block() * size.depth, kInput);
+  if (input)
+    input->rows(from, to, count, in);
+  else
+    for (Index i = 0; i < count; i++) copy(from + i * size.channels, to + i * size.depth, size.depth);
+  return {to, size.depth, 1};
+}
+
+template <class S, class T = Arithmetic<S>>
+ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const S* x, const Input<T>& input,
+                          const S* kernel, double epsilon, bool measure, S* z, T* mean, T* var,
                           T* inverse) {
   const Packed<T> packed(kernel, size.depth, size.outputs, false);
   const Rows in(size.rows, size.depth), out(size.rows, size.outputs);
@@ -102,12 +120,7 @@ ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T*
     const Index end = out.begin(i) + out.in_piece(i);
     for (Index r = out.begin(i); r < end; r += size.block()) {
       const Index count = std::min(size.block(), end - r);
-      Left<T> left{x + r * size.channels + size.first, size.channels, 1};
-      if (input) {
-        T* normalised = scratch<T>(size.block() * size.depth, kInput);
-        input->rows(left.values, normalised, count, in);
-        left = {normalised, size.depth, 1};
-      }
+      const Left<T> left = rows_to_multiply(size, x, input, r, count, in);
       product(count, size.outputs, left, packed.values.data(), packed.row, size.depth, z + r * size.outputs,
               size.outputs, {});
       if (measure) add_rows(parts[i], z + r * size.outputs, count, size.outputs, out.together);
@@ -117,10 +130,10 @@ ffi::Error pointwise_unit(ffi::ThreadPool& pool, const Pointwise& size, const T*
   return ffi::Error::Success();
 }
 
-template <class T>
-ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size, const Gradient<T>& gradient,
-                                   const T* x, const Input<T>& input, const T* kernel, bool add, T* dx,
-                                   T* dkernel, T* sums, T* products) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size, const Gradient<S>& gradient,
+                                   const S* x, const Input<T>& input, const S* kernel, bool add, S* dx,
+                                   S* dkernel, T* sums, T* products) {
   constexpr Index most_values = 1 << 21;  // that the pieces' kernel gradients take together
   constexpr Index most_rows = 512;        // that are added up before double takes over
   const Packed<T> transposed(kernel, size.depth, size.outputs, true);
@@ -146,17 +159,12 @@ ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size,
     for (Index r = begin; r < end; r += size.block()) {
       const Index count = std::min(size.block(), end - r);
       gradient.rows(gradients, r, count, out);
-      Left<T> left{x + r * size.channels + size.first, 1, size.channels};
-      if (input) {
-        T* normalised = scratch<T>(size.block() * size.depth, kInput);
-        input->rows(x + r * size.depth, normalised, count, in);
-        left = {normalised, 1, size.depth};
-      }
+      const Left<T> left = rows_to_multiply(size, x, input, r, count, in);
       if (added + count > most_rows) flush();
-      product(size.depth, size.outputs, left, gradients, size.outputs, count, of_kernel, row,
+      product(size.depth, size.outputs, left.transposed(), gradients, size.outputs, count, of_kernel, row,
               {added > 0});
       added += count;
-      T* to = dx + r * size.channels + size.first;
+      S* to = dx + r * size.channels + size.first;
       product(count, size.depth, Left<T>{gradients, size.outputs, 1}, transposed.values.data(), transposed.row,
               size.outputs, to, size.channels, {add});
       if (input) input->pass(x + r * size.depth, to, count, in, &own_sums[i * 2 * size.depth]);
@@ -166,7 +174,7 @@ ffi::Error pointwise_unit_gradient(ffi::ThreadPool& pool, const Pointwise& size,
   for (int i = 1; i < pieces; i++)
     for (Index j = 0; j < values; j++) kernels[j] += kernels[i * values + j];
   for (Index d = 0; d < size.depth; d++)
-    for (Index o = 0; o < size.outputs; o++) dkernel[d * size.outputs + o] = static_cast<T>(kernels[d * row + o]);
+    for (Index o = 0; o < size.outputs; o++) dkernel[d * size.outputs + o] = static_cast<S>(kernels[d * row + o]);
   if (input) add_up_sums(own_sums.data(), pieces, 2 * size.depth, size.depth, sums, products);
   return ffi::Error::Success();
 }
@@ -185,15 +193,17 @@ class NormalisedRows {
     const T* vectors[] = {input->mean, input->factor.data(), input->bias};
     for (int i = 0; i < 3; i++) repeat(&repeated_[i * length_], vectors[i], channels, length_ / channels);
   }
-  void fill(Padded<T>& padded, const Image& image, const T* x) const {
+  template <class S>
+  void fill(Padded<T>& padded, const Image& image, const S* x) const {
     if (!normalises_) return padded.fill(image, x, image.channels, kPadded);
     padded.fill(image, x, image.channels, kPadded,
-                [this](const T* from, T* to, Index count) { row(from, to, count); });
+                [this](const S* from, T* to, Index count) { row(from, to, count); });
   }
 
  private:
   // `count` values from the first channel of a pixel on, few enough for the first cache.
-  void row(const T* x, T* y, Index count) const {
+  template <class S>
+  void row(const S* x, T* y, Index count) const {
     using V = Vector<T>;
     const typename V::type zero{};
     for (Index j = 0; j < std::min(length_, count); j += V::lanes) {
@@ -211,9 +221,9 @@ class NormalisedRows {
   std::vector<T> repeated_;
 };
 
-template <class T>
-ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x, const Input<T>& input,
-                          const T* kernel, double epsilon, bool measure, T* z, T* mean, T* var,
+template <class S, class T = Arithmetic<S>>
+ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const S* x, const Input<T>& input,
+                          const S* kernel, double epsilon, bool measure, S* z, T* mean, T* var,
                           T* inverse) {
   const Taps<T> taps(kernel, image, false);
   const Rows out(image.out_height * image.out_width, image.channels);
@@ -223,8 +233,8 @@ ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x,
     Padded<T> padded(image, image.channels);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
       rows.fill(padded, image, x + n * image.in_size());
-      T* to = z + n * image.out_size();
-      (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
+      S* to = z + n * image.out_size();
+      (image.side == 3 ? convolve<3, S> : convolve<0, S>)(image, padded, taps, to);
       if (measure) add_rows(parts[i], to, out.count, image.channels, out.together);
     }
   });
@@ -232,9 +242,9 @@ ffi::Error depthwise_unit(ffi::ThreadPool& pool, const Image& image, const T* x,
   return ffi::Error::Success();
 }
 
-template <class T>
-ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, const Gradient<T>& gradient, const T* x,
-                                   const Input<T>& input, const T* kernel, T* dx, T* dkernel, T* sums, T* products) {
+template <class S, class T = Arithmetic<S>>
+ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, const Gradient<S>& gradient, const S* x,
+                                   const Input<T>& input, const S* kernel, S* dx, S* dkernel, T* sums, T* products) {
   const Index channels = image.channels, count = image.side * image.side;
   const Index length = std::lcm(channels, Vector<T>::lanes);
   const Taps<T> taps(kernel, image, image.stride == 1);
@@ -245,15 +255,15 @@ ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, co
     Padded<T> padded(image, channels);
     std::vector<double> own(count * length);
     for (Index n = image.begin(i); n < image.begin(i + 1); n++) {
-      const T* map = x + n * image.in_size();
-      T* to = dx + n * image.in_size();
+      const S* map = x + n * image.in_size();
+      S* to = dx + n * image.in_size();
       T* gradients = scratch<T>(image.out_size(), kGradient);
       gradient.rows(gradients, n * out.count, out.count, out);
       rows.fill(padded, image, map);
       add_all_taps(image, padded, gradients, length, own.data());
       if (image.stride == 1) {
         padded.fill(image, gradients, channels, kPadded);
-        (image.side == 3 ? convolve<3, T> : convolve<0, T>)(image, padded, taps, to);
+        (image.side == 3 ? convolve<3, S> : convolve<0, S>)(image, padded, taps, to);
       } else {
         strided_input_gradient(image, taps, gradients, to);
       }
@@ -270,12 +280,12 @@ ffi::Error depthwise_unit_gradient(ffi::ThreadPool& pool, const Image& image, co
 // --- what XLA calls
 
 constexpr const char* kUnitVectors =
-    "a unit needs [c] for what its input is normalised with, in the input's dtype, and for its statistics";
+    "a unit needs [c] for what its input is normalised with and for its statistics, in what its input is computed in";
 
 template <class Z>
 bool are_statistics(Z& z, ffi::Result<ffi::AnyBuffer>* const (&vectors)[3]) {
   for (auto* vector : vectors)
-    if (!is_vector(**vector, z->element_type(), z->dimensions().back())) return false;
+    if (!is_vector(**vector, arithmetic(z->element_type()), z->dimensions().back())) return false;
   return true;
 }
 
@@ -300,13 +310,14 @@ inline ffi::Error PointwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
   Pointwise size;
   if (z->element_type() != type || !read_pointwise(size, x, kernel, z->dimensions(), first))
     return refuse(kPointwiseShapes);
-  const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, type, size.depth);
+  const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, arithmetic(type), size.depth);
   if (!are_statistics(z, {&mean, &var, &inverse}) || (input.size() && !normalised)) return refuse(kUnitVectors);
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, size.depth, relu);
-    return pointwise_unit<T>(pool, size, data<T>(x), how, data<T>(kernel), epsilon, measure, data<T>(z),
+    return pointwise_unit<S>(pool, size, data<S>(x), how, data<S>(kernel), epsilon, measure, data<S>(z),
                              data<T>(mean), data<T>(var), data<T>(inverse));
   });
 }
@@ -318,13 +329,14 @@ inline ffi::Error DepthwiseUnit(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
   const auto type = x.element_type();
   Image image;
   if (!read_depthwise(image, x, kernel, *z, stride)) return refuse(kDepthwiseShapes);
-  const bool normalised = input.size() == 4 && are_vectors(input, 0, type, image.channels);
+  const bool normalised = input.size() == 4 && are_vectors(input, 0, arithmetic(type), image.channels);
   if (!are_statistics(z, {&mean, &var, &inverse}) || (input.size() && !normalised)) return refuse(kUnitVectors);
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, image.channels, relu);
-    return depthwise_unit<T>(pool, image, data<T>(x), how, data<T>(kernel), epsilon, measure, data<T>(z),
+    return depthwise_unit<S>(pool, image, data<S>(x), how, data<S>(kernel), epsilon, measure, data<S>(z),
                              data<T>(mean), data<T>(var), data<T>(inverse));
   });
 }
@@ -337,13 +349,13 @@ struct GradientBuffers {
         !same_shape(values.dimensions(), map.dimensions()))
       return false;
     for (const ffi::AnyBuffer* vector : {&mean, &inverse, &scale, &sums, &products})
-      if (!is_vector(*vector, map.element_type(), map.dimensions().back())) return false;
+      if (!is_vector(*vector, arithmetic(map.element_type()), map.dimensions().back())) return false;
     return true;
   }
-  template <class T>
-  Gradient<T> of() const {
+  template <class S, class T = Arithmetic<S>>
+  Gradient<S> of() const {
     const Index channels = map.dimensions().back();
-    return {data<T>(values), data<T>(map),  data<T>(mean),     data<T>(inverse),
+    return {data<S>(values), data<S>(map),  data<T>(mean),     data<T>(inverse),
             data<T>(scale),  data<T>(sums), data<T>(products), static_cast<Index>(map.element_count()) / channels,
             channels};
   }
@@ -379,17 +391,18 @@ inline ffi::Error PointwiseUnitGradient(ffi::ThreadPool pool, ffi::AnyBuffer val
       dx->element_type() != type || !same_shape(dx->dimensions(), x.dimensions()) ||
       dkernel->element_type() != type || !same_shape(dkernel->dimensions(), kernel.dimensions()))
     return refuse(kPointwiseShapes);
-  const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, type, size.depth);
+  const bool normalised = input.size() == 4 && size.depth == size.channels && are_vectors(input, 0, arithmetic(type), size.depth);
   const bool into = input.size() == 1 && input.get<ffi::AnyBuffer>(0)->untyped_data() == dx->untyped_data();
   if (!(normalised || into || (input.size() == 0 && size.depth == size.channels)) || (add && !into) ||
-      !are_sums(outcomes, normalised, type, size.depth))
+      !are_sums(outcomes, normalised, arithmetic(type), size.depth))
     return refuse(kUnitVectors);
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, size.depth, relu);
-    return pointwise_unit_gradient<T>(pool, size, gradient.of<T>(), data<T>(x), how, data<T>(kernel), add,
-                                      data<T>(dx), data<T>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
+    return pointwise_unit_gradient<S>(pool, size, gradient.of<S>(), data<S>(x), how, data<S>(kernel), add,
+                                      data<S>(dx), data<S>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
   });
 }
 
@@ -406,15 +419,16 @@ inline ffi::Error DepthwiseUnitGradient(ffi::ThreadPool pool, ffi::AnyBuffer val
       !same_shape(dx->dimensions(), x.dimensions()) || dkernel->element_type() != type ||
       !same_shape(dkernel->dimensions(), kernel.dimensions()))
     return refuse(kDepthwiseShapes);
-  const bool normalised = input.size() == 4 && are_vectors(input, 0, type, image.channels);
-  if ((input.size() && !normalised) || !are_sums(outcomes, normalised, type, image.channels))
+  const bool normalised = input.size() == 4 && are_vectors(input, 0, arithmetic(type), image.channels);
+  if ((input.size() && !normalised) || !are_sums(outcomes, normalised, arithmetic(type), image.channels))
     return refuse(kUnitVectors);
   return for_type(type, [&](auto zero) {
-    using T = decltype(zero);
+    using S = decltype(zero);
+    using T = Arithmetic<S>;
     Input<T> how;
     if (normalised) how = normalisation<T>(input, 0, image.channels, relu);
-    return depthwise_unit_gradient<T>(pool, image, gradient.of<T>(), data<T>(x), how, data<T>(kernel), data<T>(dx),
-                                      data<T>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
+    return depthwise_unit_gradient<S>(pool, image, gradient.of<S>(), data<S>(x), how, data<S>(kernel), data<S>(dx),
+                                      data<S>(dkernel), outcome<T>(outcomes, 0), outcome<T>(outcomes, 1));
   });
 }
 

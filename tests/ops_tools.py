@@ -1,0 +1,65 @@
+"""Arrays for the CPU engine's operations, and the builds for each instruction set."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_shufflenet import ops
+from flax_shufflenet.ops import branch, native
+
+
+def random(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def batch_norm_arrays(shape: Sequence[int]) -> tuple[jax.Array, ...]:
+    """Images, scale and bias; the result's gradient, and what two vectors add to the images'."""
+    vectors = [random(shape[-1], seed=i) for i in range(4)]
+    return random(*shape, seed=4) * 2 + 3, vectors[0] + 2, vectors[1], random(*shape, seed=5), *vectors[2:]
+
+
+def normalisation(channels: int, seed: int) -> tuple[jax.Array, ...]:
+    mean, inverse, scale, bias = (random(channels, seed=seed + i) for i in range(4))
+    return mean, inverse + 3, scale + 2, bias
+
+
+def gradient_of(z: jax.Array) -> tuple[jax.Array, ...]:
+    """Of a normalised map: gradient, map, mean, inverse deviation and scale, and the gradient's two sums."""
+    return random(*z.shape, seed=20), z, *(random(z.shape[-1], seed=21 + i) for i in range(5))
+
+
+def layer(kind: str, inputs: int, stride: int, seed: int) -> branch.Layer:
+    """For inference: "d"epthwise, "p"ointwise or "r", pointwise with a ReLU."""
+    outputs = inputs if kind == "d" else 2 * inputs + 1
+    shape = (3, 3, 1, outputs) if kind == "d" else (1, 1, inputs, outputs)
+    kernel, bias = (np.asarray(random(*each, seed=seed)) for each in (shape, (outputs,)))
+    depthwise = kind == "d"
+    return branch.Layer(kernel, bias, stride if depthwise else 1, inputs if depthwise else 1, relu=kind == "r")
+
+
+def builds() -> list[str]:
+    """The instruction sets that this processor has."""
+    known = ["baseline", "avx2", "avx512"]
+    return known[: known.index(ops.info().instructions) + 1]
+
+
+@cache
+def _target(instructions: str, name: str) -> str:
+    library = ctypes.CDLL(native._file(instructions))
+    target = f"{instructions}.{name}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return target
+
+
+def run_build(instructions: str, name: str, arrays: Sequence[jax.Array], options: dict) -> Sequence[jax.Array]:
+    """What one build's handler computes."""
+    outcomes = jax.eval_shape(partial(native._references[name], **options), *arrays)
+    attributes = {key: native._attribute(value) for key, value in options.items()}
+    last = len(arrays) - 1
+    aliases = {last: 0} if native._in_place.get(name) == last else None
+    call = jax.ffi.ffi_call(_target(instructions, name), outcomes, input_output_aliases=aliases)
+    return call(*arrays, **attributes)
