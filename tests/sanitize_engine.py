@@ -1,5 +1,5 @@
 """The engine's tests under a sanitizer of GCC's: ``python -m tests.sanitize_engine address`` (memory and undefined
-behaviour, some three minutes) or ``thread`` (data races of the engine's own code)."""
+behaviour, some five minutes) or ``thread`` (data races of the engine's own code)."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TESTS = ["tests/test_ops.py", "tests/test_ops_bfloat16.py"]
 KINDS = {
     "address": ("-fsanitize=address,undefined -fno-sanitize-recover=undefined", ["libasan.so", "libubsan.so"]),
     "thread": ("-fsanitize=thread", ["libtsan.so"]),
@@ -36,7 +37,7 @@ def main() -> int:
         subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=folder, env=build, check=True)
         found = (subprocess.check_output(["gcc", f"-print-file-name={each}"], text=True) for each in libraries)
         preloaded = ":".join(each.strip() for each in found)
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_ops.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
         return subprocess.run(command, cwd=folder, env=os.environ | OPTIONS | {"LD_PRELOAD": preloaded}).returncode
 
 
