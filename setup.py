@@ -1,6 +1,7 @@
 """Builds what is not Python; without a compiler the package is installed without it.
 
 That is the CPU engine, once for each instruction set, and the allocator of large blocks.
+Neither uses Python's interface: one wheel is for every Python.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("flax_shufflenet/ops/engine")
@@ -57,5 +59,15 @@ class BuildAnew(build_ext):
         self.force = True
         self.parallel = os.cpu_count()
 
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"
 
-setup(ext_modules=[*map(extension, FLAGS), LARGE_BLOCKS], cmdclass={"build_ext": BuildAnew})
+
+class AnyPython(bdist_wheel):
+    """The wheel is for a platform, and for no Python in particular."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[-1]
+
+
+setup(ext_modules=[*map(extension, FLAGS), LARGE_BLOCKS], cmdclass={"build_ext": BuildAnew, "bdist_wheel": AnyPython})

@@ -1,4 +1,5 @@
-"""``python -m convert``: a PyTorch checkpoint to Flax, a Flax net to PyTorch, or one PyTorch layout to another."""
+"""``flax-shufflenet convert`` and ``python -m convert``: a PyTorch checkpoint to Flax, a Flax net to PyTorch, or one
+PyTorch layout to another."""
 
 import sys
 
@@ -21,9 +22,9 @@ def convert(options: Options) -> int:
     return 0
 
 
-def main(program: str = "python -m convert") -> int:
+def main(program: str = "flax-shufflenet convert") -> int:
     return run(program, Options, convert, interrupted="interrupted; nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("python -m convert"))

@@ -36,7 +36,7 @@ def require_packages() -> None:
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConvertError(f"writing ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")
+        raise ConvertError(f"writing ONNX needs {', '.join(missing)}: pip install 'flax-shufflenet[onnx]'")
 
 
 def make(

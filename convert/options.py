@@ -30,9 +30,9 @@ class Options:
 
     A PyTorch checkpoint becomes a safetensors file that flax_shufflenet.load opens. A file that
     flax_shufflenet.save wrote becomes a PyTorch state_dict or, where the output ends in .onnx, an ONNX model (needs
-    pip install -e '.[onnx]'): float32 images [batch, 3, size, size], normalised as in training, to class scores
-    before the softmax. Exit codes: 0 converted and proven; 2 the command line is wrong; 1 anything else, and then
-    nothing is written.
+    pip install 'flax-shufflenet[onnx]'): float32 images [batch, 3, size, size], normalised as in training, to class
+    scores before the softmax. Exit codes: 0 converted and proven; 2 the command line is wrong; 1 anything else, and
+    then nothing is written.
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]

@@ -27,7 +27,7 @@ def test_help_lists_every_command():
 def test_every_command_has_a_help_and_refuses_what_it_does_not_know(name):
     asked = run(name, "--help")
     assert asked.returncode == 0, asked.stderr
-    assert name in asked.stdout.splitlines()[0]
+    assert f"flax-shufflenet {name}" in asked.stdout.splitlines()[0]
     refused = run(name, "--no_such_option")
     assert refused.returncode == 2
     assert f"{name}: " in refused.stderr

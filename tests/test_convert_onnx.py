@@ -73,4 +73,4 @@ def test_what_cannot_become_onnx_is_one_line(net, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(onnx_file, "_PACKAGES", ("onnx", "no_such_package"))
     outcome = run_convert(capsys, net[1], "-o", tmp_path / "net.onnx")
     assert outcome.code == 1
-    assert outcome.err == "convert: writing ONNX needs no_such_package: pip install -e '.[onnx]'\n"
+    assert outcome.err == "convert: writing ONNX needs no_such_package: pip install 'flax-shufflenet[onnx]'\n"

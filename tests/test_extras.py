@@ -15,6 +15,13 @@ ROOT = Path(__file__).parent.parent
     [
         ("torch", "convert", ["net.pt"], "torch"),
         ("torch", "torch_ref", [], "torch"),
+        ("torchinfo", "torch_ref", ["--save", "net.pt"], "torch"),
+        (
+            "matplotlib",
+            "flax_shufflenet",
+            ["compare", str(ROOT / "results/0.5_fast_30"), "--plot", "runs.png"],
+            "train",
+        ),
         ("sklearn", "train", ["--dataset", "digits", "--out", "run"], "train"),
         ("orbax", "train", ["--dataset", "digits", "--out", "run"], "train"),
     ],
@@ -33,6 +40,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
     assert run.stderr.count("\n") == 1, run.stderr
     assert f"needs {absent}" in run.stderr
     assert f"pip install 'flax-shufflenet[{extra}]'" in run.stderr
+    assert not list(tmp_path.glob("*.p*"))
 
 
 def test_streaming_without_what_it_needs_is_one_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 
 try:
     import torch
+    from torchinfo import summary
 
     from torch_ref.seed import ShuffleNetV2, configs
 except ModuleNotFoundError as error:
@@ -34,8 +35,6 @@ def main() -> int:
         y = net(x)
     print("\nInput shape:", tuple(x.shape))
     print("Output shape:", tuple(y.shape))
-
-    from torchinfo import summary  # heavy, and only wanted here
 
     summary(net, tuple(x.shape), verbose=1)
 

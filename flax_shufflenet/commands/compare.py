@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flax_shufflenet.errors import one_line
 from flax_shufflenet.runs.run import Run, RunError, duration, percent, read_run
 from flax_shufflenet.system import standard_streams
 from flax_shufflenet.system.files import write_whole
@@ -139,11 +140,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     else:
         print_table(runs)
     if arguments.plot:
-        from flax_shufflenet.runs import plots  # imported here: it is the only part that needs NumPy
+        from flax_shufflenet.runs import plots  # imported here: it is the only part that needs NumPy and matplotlib
 
         try:
             write_whole(arguments.plot, plots.comparison(runs))
         except OSError as error:
             print(f"compare: {arguments.plot} cannot be written: {error.strerror}", file=sys.stderr)
+            failed = True
+        except ModuleNotFoundError as error:
+            print(f"compare: {one_line(error)}", file=sys.stderr)
             failed = True
     return int(failed)

@@ -8,7 +8,6 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,11 +87,10 @@ def _load() -> str:
 
 
 def _file(instructions: str) -> str:
-    for suffix in EXTENSION_SUFFIXES:
-        path = FOLDER / f"_engine_{instructions}{suffix}"
-        if path.exists():
-            return str(path)
-    raise _UnusableError("it was not built")
+    path = FOLDER / f"_engine_{instructions}.so"
+    if not path.exists():
+        raise _UnusableError("it was not built")
+    return str(path)
 
 
 def _target(name: str) -> str:

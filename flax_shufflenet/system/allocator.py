@@ -9,7 +9,6 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 
@@ -49,11 +48,9 @@ def _library() -> str | None:
     """The file that ``large_blocks.c`` was built to; None where it was not, or cannot be loaded."""
     if not _is_glibc():
         return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_large_blocks{suffix}")
-        if path.exists():
-            return None if set(str(path)) & set(" :") else str(path)  # they separate the names in LD_PRELOAD
-    return None
+    path = Path(__file__).with_name("_large_blocks.so")
+    separators = set(" :")  # of the names in LD_PRELOAD
+    return str(path) if path.exists() and not set(str(path)) & separators else None
 
 
 def _is_glibc() -> bool:

@@ -195,7 +195,7 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
         if self.freeze == "backbone" and self.init is None:
             raise OptionError("--freeze backbone needs a net to start from: give --init, or leave it out")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-            raise OptionError("--tensorboard needs tensorboardX: pip install -e '.[tensorboard]'")
+            raise OptionError("--tensorboard needs tensorboardX: pip install 'flax-shufflenet[tensorboard]'")
         if self.image_size is not None and self.dataset in DATASETS:
             raise OptionError(f"--image_size is for a folder of images; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:

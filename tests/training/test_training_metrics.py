@@ -45,5 +45,7 @@ def test_tensorboard_has_the_epochs_that_a_run_goes_on_from_and_those_after(tmp_
 
 def test_without_tensorboardx_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionError, match=r"^--tensorboard needs tensorboardX: pip install -e '.\[tensorboard\]'$"):
+    with pytest.raises(
+        OptionError, match=r"^--tensorboard needs tensorboardX: pip install 'flax-shufflenet\[tensorboard\]'$"
+    ):
         Config(tensorboard=True)
