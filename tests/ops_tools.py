@@ -1,6 +1,5 @@
 """Arrays for the CPU engine's operations, and the builds for each instruction set."""
 
-import ctypes
 from collections.abc import Sequence
 from functools import cache, partial
 
@@ -49,7 +48,7 @@ def builds() -> list[str]:
 
 @cache
 def _target(instructions: str, name: str) -> str:
-    library = ctypes.CDLL(native._file(instructions))
+    library = native._library(instructions)
     target = f"{instructions}.{name}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return target

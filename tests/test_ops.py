@@ -277,3 +277,12 @@ def test_another_build_than_that_of_the_sources_is_not_used(tmp_path, monkeypatc
     for path in tmp_path.glob("_engine_*"):
         path.unlink()
     assert native.info.__wrapped__() == (False, "", "it was not built")
+
+
+def test_a_build_that_this_system_cannot_load_is_not_used(tmp_path, monkeypatch) -> None:
+    """Such as one that was linked to a newer C++ library."""
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    (tmp_path / "_engine_baseline.so").write_bytes(b"no library")
+    found = native.info.__wrapped__()
+    assert not found.engine
+    assert found.why.startswith("this system cannot load it: ")

@@ -67,10 +67,10 @@ class _UnusableError(Exception):
 
 
 def _load() -> str:
-    best = ctypes.CDLL(_file("baseline")).engine_instructions
+    best = _library("baseline").engine_instructions
     best.restype = ctypes.c_char_p
     instructions = best().decode()
-    library = ctypes.CDLL(_file(instructions))
+    library = _library(instructions)
     library.engine_sources.restype = ctypes.c_char_p
     sources = sorted(path for path in (FOLDER / "engine").glob("*") if path.suffix in (".h", ".cc"))
     if sources:  # an installed wheel has none
@@ -86,11 +86,14 @@ def _load() -> str:
     return instructions
 
 
-def _file(instructions: str) -> str:
+def _library(instructions: str) -> ctypes.CDLL:
     path = FOLDER / f"_engine_{instructions}.so"
     if not path.exists():
         raise _UnusableError("it was not built")
-    return str(path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # such as one that was linked to a newer C++ library
+        raise _UnusableError(f"this system cannot load it: {error}") from error
 
 
 def _target(name: str) -> str:
