@@ -16,6 +16,7 @@ import flax_shufflenet as fs
 from benchmarks.case import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Case, Program
 from benchmarks.stock_flax import with_weights_of
 from flax_shufflenet.functional import Functional, split
+from flax_shufflenet.system.allocator import begin_steps_one_by_one
 
 
 class TrainState(NamedTuple):
@@ -68,15 +69,15 @@ def make_forward(network: Functional) -> jax.stages.Wrapped:
 
 
 def project(case: Case, dtype: str = "float32") -> Program:
-    return _steps(case, fs.load(case.flax_weights, dtype=jnp.dtype(dtype)))
+    return _steps(case, _load(case, dtype))
 
 
 def stock_flax(case: Case) -> Program:
-    return _steps(case, with_weights_of(fs.load(case.flax_weights)))
+    return _steps(case, with_weights_of(_load(case)))
 
 
 def fused(case: Case, dtype: str = "float32") -> Program:
-    model = fs.load(case.flax_weights, dtype=jnp.dtype(dtype))
+    model = _load(case, dtype)
     images = jnp.asarray(case.images())
 
     def compile_fused() -> list:
@@ -84,6 +85,12 @@ def fused(case: Case, dtype: str = "float32") -> Program:
         return [lambda: fast(images).block_until_ready()]
 
     return compile_fused
+
+
+def _load(case: Case, dtype: str = "float32") -> fs.ShuffleNetV2:
+    if case.task == "train":
+        begin_steps_one_by_one()  # as train.py does
+    return fs.load(case.flax_weights, dtype=jnp.dtype(dtype))
 
 
 def _steps(case: Case, model: nnx.Module) -> Program:

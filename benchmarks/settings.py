@@ -18,8 +18,7 @@ RECORDED = (
 
 def worker_environment(folder: Path) -> dict[str, str]:
     """Large blocks of freed memory are kept, in huge pages, rather than given back to the kernel at every step: that
-    is worth a large part of a step to JAX, and may not be an advantage that the others do not have. JAX begins a step
-    once the one before is over.
+    is worth a large part of a step to JAX, and may not be an advantage that the others do not have.
 
     ``folder`` is where torch.compile keeps what it compiled; an empty one makes it compile.
     """

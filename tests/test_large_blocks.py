@@ -132,8 +132,7 @@ def test_what_was_never_given_is_not_freed():
 
 
 def test_whoever_chooses_an_allocator_keeps_it():
-    steps = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
-    assert ENVIRONMENT.keys() == {"LD_PRELOAD", steps}
-    assert allocator_environment({"HOME": "home", steps: "true"}) == ENVIRONMENT | {"HOME": "home", steps: "true"}
+    assert ENVIRONMENT.keys() == {"LD_PRELOAD"}
+    assert allocator_environment({"HOME": "home"}) == ENVIRONMENT | {"HOME": "home"}
     for chosen in (ENVIRONMENT["LD_PRELOAD"], "libjemalloc.so.2", ""):
         assert allocator_environment({"LD_PRELOAD": chosen}) is None

@@ -13,15 +13,14 @@ from pathlib import Path
 
 
 def allocator_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment in which large blocks are kept, and a step begins on CPU once the one before has freed its
-    own: one block is then enough. None where large blocks already are kept, or cannot be.
+    """The environment in which large blocks are kept; None where they already are, or cannot be.
 
     Whoever sets ``LD_PRELOAD``, to another allocator or to nothing, has made a choice, and it stays.
     """
     library = _library()
     if library is None or "LD_PRELOAD" in environment:
         return None
-    return {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "false", **environment, "LD_PRELOAD": library}
+    return {**environment, "LD_PRELOAD": library}
 
 
 def restart_with_fast_malloc() -> None:
@@ -36,6 +35,14 @@ def restart_with_fast_malloc() -> None:
         stream.flush()
     with contextlib.suppress(OSError):  # the interpreter may be started no more: it goes on as it is
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def begin_steps_one_by_one() -> None:
+    """From now on a step on CPU begins when the one before has freed its block, so that one block is enough. JAX may
+    not be in use yet."""
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def give_back_freed_memory() -> None:

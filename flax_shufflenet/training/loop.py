@@ -64,6 +64,7 @@ def train(config: Config) -> Evaluation:
         OSError: the results cannot be written.
         Interrupted: Ctrl-C or SIGTERM ended the run, after its state was saved.
     """
+    allocator.begin_steps_one_by_one()
     processes.join(config)
     check_platforms()
     if not config.no_compilation_cache:
