@@ -205,7 +205,7 @@ def _say_errors_once() -> None:
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", record.getMessage()))
     add_handler(lambda dropped: str(dropped.exc_value) == "Event loop is closed")
-    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
 
 
 def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
