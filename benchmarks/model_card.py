@@ -11,7 +11,7 @@ from benchmarks.tables.runs import command_options
 from flax_shufflenet.functional import split
 from flax_shufflenet.images.robustness import CHANGES
 from flax_shufflenet.runs.calibration import BINS, Calibration
-from flax_shufflenet.runs.run import Run, duration, percent, read_run, wilson_interval
+from flax_shufflenet.runs.run import Run, duration, percent, points, read_run, wilson_interval
 from flax_shufflenet.shipped.nets import sha256
 from flax_shufflenet.weights import load, read_metadata
 
@@ -107,8 +107,8 @@ def _worth(name: str, found: dict[str, Any]) -> list[str]:
         ),
     ]
     for changed, accuracy in found["robustness"]["accuracies"].items():
-        change = 100 * (accuracy - found["accuracy"])
-        rows.append((f"accuracy, {CHANGES[changed].words}", f"{percent(accuracy)} ({change:+.2f} points)"))
+        change = points(accuracy - found["accuracy"])
+        rows.append((f"accuracy, {CHANGES[changed].words}", f"{percent(accuracy)} ({change})"))
     classes = [
         (
             one,

@@ -2,7 +2,7 @@
 bfloat16."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -75,6 +75,14 @@ def check_float32(error: float, pytorch_error: float, record: Record) -> None:
     assert error <= tools.FLOAT32_BAR * pytorch_error
 
 
+def errors(ours: tools.Results, theirs: tools.Results, truth: tools.Results) -> Iterator[tuple[str, float, float]]:
+    """Of each kind of result: ours, and PyTorch's own."""
+    for kind in tools.Results._fields:
+        error_of = relative_error if kind.endswith("output") else pooled_error
+        error, pytorch_error = (error_of(getattr(results, kind), getattr(truth, kind)) for results in (ours, theirs))
+        yield kind, error, pytorch_error
+
+
 in_float64 = parametrize(FLOAT64_CASES, "float64")
 in_float32 = parametrize(FLOAT32_CASES, "float32")
 
@@ -134,9 +142,7 @@ def test_bfloat16_is_as_exact_as_pytorchs(case: tuple, float64: None, record_pro
     images = tools.random_images(batch, *image).astype(jnp.bfloat16).astype(np.float64)
     given = tensors, images, np.random.default_rng(1).integers(0, 10, batch)
     ours, truth, theirs = pair.run_jax(*given), *(pair.run_torch(dtype, *given) for dtype in ("float64", "bfloat16"))
-    for kind in tools.Results._fields:
-        error_of = relative_error if kind.endswith("output") else pooled_error
-        error, pytorch_error = (error_of(getattr(results, kind), getattr(truth, kind)) for results in (ours, theirs))
+    for kind, error, pytorch_error in errors(ours, theirs, truth):
         print(f"bfloat16 {kind}: error {error:.1e}, {error / pytorch_error:.2f} times PyTorch's")
         record_property(f"bfloat16_{kind}", error)
         assert error <= tools.FLOAT32_BAR * pytorch_error, kind
@@ -158,9 +164,7 @@ def test_default_precision_is_that_of_the_devices_matrix_units(size: float, reco
     images = tools.random_images(batch, *image).astype(np.float32).astype(np.float64)
     given = tensors, images, np.random.default_rng(1).integers(0, 10, batch)
     ours, truth, theirs = pair.run_jax(*given), *(pair.run_torch(dtype, *given) for dtype in ("float64", "float32"))
-    for kind in tools.Results._fields:
-        error_of = relative_error if kind.endswith("output") else pooled_error
-        error, pytorch_error = (error_of(getattr(results, kind), getattr(truth, kind)) for results in (ours, theirs))
+    for kind, error, pytorch_error in errors(ours, theirs, truth):
         record_property(kind, error)
         assert error <= coarser * pytorch_error, kind
     record_property("error", relative_error(ours.eval_output, truth.eval_output))

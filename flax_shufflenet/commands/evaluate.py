@@ -15,7 +15,7 @@ from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
 from flax_shufflenet.runs.calibration import BINS
-from flax_shufflenet.runs.run import wilson_interval
+from flax_shufflenet.runs.run import points, wilson_interval
 from flax_shufflenet.shipped import nets as shipped_nets
 from flax_shufflenet.system.allocator import restart_with_fast_malloc
 
@@ -271,8 +271,7 @@ def _print(options: Options, test: EvaluationSet, result: Result, robustness: "R
     }
     if robustness is not None:
         for name, accuracy in robustness.accuracies.items():
-            change = 100 * (accuracy - result.accuracy)
-            lines[robustness.changes[name].words] = f"{accuracy:.2%}, {change:+.2f} points"
+            lines[robustness.changes[name].words] = f"{accuracy:.2%}, {points(accuracy - result.accuracy)}"
     width = max(map(len, lines)) + 2
     for name, said in lines.items():
         print(f"{name:<{width}}{said}")

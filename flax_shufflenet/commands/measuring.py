@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flax_shufflenet.runs.calibration import Calibration, calibration
+from flax_shufflenet.runs.calibration import Calibration, calibration, log_probabilities
 
 if TYPE_CHECKING:
     from flax_shufflenet.images.pixel_net import PixelNet
@@ -64,12 +64,11 @@ def measure(net: "PixelNet", test: EvaluationSet, size: int, robustness: "Robust
     for pixels, labels in test.batches:
         # The last batch is filled up, rather than compiled for.
         padded = np.pad(pixels, [(0, batch_size - len(pixels)), (0, 0), (0, 0), (0, 0)])
-        scores = np.asarray(run_net(padded), np.float64)[: len(pixels)]
-        largest = scores.max(axis=1)
-        normaliser = largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1))
-        loss += float(np.sum(normaliser - scores[np.arange(len(labels)), labels]))
+        scores = np.asarray(run_net(padded))[: len(pixels)]
+        shares = log_probabilities(scores)
+        loss -= float(np.sum(shares[np.arange(len(labels)), labels]))
         right = scores.argmax(axis=1) == labels
-        confidences.append(np.exp(largest - normaliser))
+        confidences.append(np.exp(shares.max(axis=1)))
         rights.append(right)
         images += np.bincount(labels, minlength=len(images))
         correct += np.bincount(labels[right], minlength=len(images))

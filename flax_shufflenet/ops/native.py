@@ -1,6 +1,7 @@
 """The CPU engine: C++ that XLA calls (``jax.ffi``), found, checked and loaded when it is first needed.
 
-It is not built unless asked for. A build that is out of date, or made for another XLA, is not used; ``info`` says why.
+Installing builds it, where there is a compiler. A build that is out of date, or made for another XLA, is not used;
+``info`` says why.
 XLA's own operations then compute the same.
 """
 

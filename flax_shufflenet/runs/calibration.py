@@ -28,6 +28,12 @@ class Calibration(NamedTuple):
         return f"{abs(points):.2f} points {'surer than right' if points > 0 else 'more often right than sure'}"
 
 
+def log_probabilities(scores: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+    """The logarithm of the softmax, in float64."""
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def calibration(confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> Calibration:
     """Of one image or more: the probability of the class that the net takes each for, and whether it is that."""
     bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)

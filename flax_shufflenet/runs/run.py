@@ -103,6 +103,11 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def points(change: float) -> str:
+    """For people: a share that rises by 0.05 changes by +5.00 points."""
+    return f"{100 * change:+.2f} points"
+
+
 def duration(seconds: float) -> str:
     """For people: 45 s, 3 min 5 s, 2 h 7 min."""
     whole = round(seconds)

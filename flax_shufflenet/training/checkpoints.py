@@ -200,7 +200,7 @@ def _say_errors_once() -> None:
 
     Orbax logs the tracebacks of errors that it also raises. And where one array cannot be read or written, it does not
     wait for the others: asyncio and TensorStore then complain of each, some of them at the very end of the process,
-    and Python of the writes that never began.
+    and Python of the coroutines that never began.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", record.getMessage()))

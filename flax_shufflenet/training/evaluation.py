@@ -14,6 +14,7 @@ from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.datasets.streamed import AnyDataset, StreamedDataset
 from flax_shufflenet.functional import Functional
 from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.runs.calibration import log_probabilities
 from flax_shufflenet.training import devices
 
 Predict = Callable[[list[Array], list[Array]], Float[np.ndarray, "test classes"]]
@@ -128,12 +129,6 @@ def _make_scores(
         return sum(wide[1:], wide[0]) / len(wide)
 
     return scores_of
-
-
-def log_probabilities(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
-    """The logarithm of the softmax, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def evaluate_logits(logits: Float[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]) -> Evaluation:

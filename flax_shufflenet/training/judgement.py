@@ -16,8 +16,8 @@ from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.images.robustness import Robustness
 from flax_shufflenet.inference import fuse
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.runs.calibration import Calibration, calibration
-from flax_shufflenet.training.evaluation import log_probabilities, make_predict_of
+from flax_shufflenet.runs.calibration import Calibration, calibration, log_probabilities
+from flax_shufflenet.training.evaluation import make_predict_of
 from flax_shufflenet.weights import load
 
 _BATCH = 128

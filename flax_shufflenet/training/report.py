@@ -12,7 +12,7 @@ from flax_shufflenet.errors import TrainingError, one_line
 from flax_shufflenet.images.robustness import Robustness
 from flax_shufflenet.runs import plots
 from flax_shufflenet.runs.calibration import BINS, Calibration
-from flax_shufflenet.runs.run import Run, duration, percent, read_run, wilson_interval
+from flax_shufflenet.runs.run import Run, duration, percent, points, read_run, wilson_interval
 from flax_shufflenet.system.files import write_whole
 from flax_shufflenet.training.judgement import Judgement, judge
 from flax_shufflenet.training.run_folder import full_disk_is_one_line
@@ -214,7 +214,7 @@ def _calibration(found: Calibration) -> list[str]:
 def _robustness(found: Robustness, unchanged: float) -> list[str]:
     rows = [("as they are", percent(unchanged), "")]
     for name, accuracy in found.accuracies.items():
-        rows.append((found.changes[name].words, percent(accuracy), f"{100 * (accuracy - unchanged):+.2f} points"))
+        rows.append((found.changes[name].words, percent(accuracy), points(accuracy - unchanged)))
     return [*_table(("test images", "accuracy", "change"), rows), "", *(f"- {note}" for note in found.notes)]
 
 

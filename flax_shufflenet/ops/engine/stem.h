@@ -103,11 +103,7 @@ ffi::Error stem_kernel_gradient(ffi::ThreadPool& pool, const Image& image, Index
     }
   });
   for (Index tap = 0; tap < taps; tap++)
-    for (Index c = 0; c < outputs; c++) {
-      double sum = 0;
-      for (int i = 0; i < image.pieces(); i++) sum += sums[(i * taps + tap) * whole + c];
-      dkernel[tap * outputs + c] = static_cast<S>(sum);
-    }
+    add_up(&sums[tap * whole], image.pieces(), taps * whole, outputs, dkernel + tap * outputs);
   return ffi::Error::Success();
 }
 

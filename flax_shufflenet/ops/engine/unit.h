@@ -45,9 +45,8 @@ template <class T>
 Normalisation<T> normalisation(const ffi::RemainingArgs& arguments, size_t first, Index channels, bool relu) {
   const T* vectors[4];
   for (size_t i = 0; i < 4; i++) vectors[i] = data<T>(*arguments.get<ffi::AnyBuffer>(first + i));
-  Normalisation<T> result{vectors[0], vectors[1], vectors[2], vectors[3], relu, std::vector<T>(channels)};
-  for (Index c = 0; c < channels; c++) result.factor[c] = result.scale[c] * result.inverse[c];
-  return result;
+  return Normalisation<T>{vectors[0], vectors[1], vectors[2], vectors[3], relu,
+                          factor_of(vectors[2], vectors[1], channels)};
 }
 
 template <class T>
