@@ -46,13 +46,13 @@ class _NoRandomness(nnx.Rngs):
         return jax.random.key(0)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _without_values(
-    architecture: Architecture, dtype: np.dtype, widest: np.dtype
+    architecture: Architecture, dtype: np.dtype, dtype_here: np.dtype
 ) -> tuple[nnx.GraphDef, list[tuple[tuple, Any]]]:
     """A net in eval mode as its structure, and its variables with shapes and dtypes alone, by path.
 
-    ``widest`` is the widest float that JAX has at the moment; whether the net can be built depends on it.
+    ``dtype_here`` is what JAX makes of ``dtype`` at the moment: float64 cannot be built everywhere.
     """
     abstract = nnx.eval_shape(lambda: ShuffleNetV2(architecture, dtype=dtype, rngs=_NoRandomness(0)))
     abstract.eval()
@@ -60,13 +60,14 @@ def _without_values(
     return graph, list(nnx.to_flat_state(state))
 
 
-def _widest_float() -> np.dtype:
-    return jax.dtypes.canonicalize_dtype(np.float64)
+def _structure(architecture: Architecture, dtype: DTypeLike) -> tuple[nnx.GraphDef, list[tuple[tuple, Any]]]:
+    dtype = jnp.dtype(dtype)
+    return _without_values(architecture, dtype, jax.dtypes.canonicalize_dtype(dtype))
 
 
 def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and batch statistic of a net, under the names of ``flat_arrays``."""
-    _, variables = _without_values(architecture, jnp.dtype(jnp.float32), _widest_float())
+    _, variables = _structure(architecture, jnp.float32)
     return {_name(path): variable.get_value().shape for path, variable in variables}
 
 
@@ -107,7 +108,7 @@ def check_arrays(
             lists the first few.
     """
     check_size(architecture, len(arrays), sum(array.size for array in arrays.values()))
-    _, variables = _without_values(architecture, jnp.dtype(dtype or jnp.float32), _widest_float())
+    _, variables = _structure(architecture, dtype or jnp.float32)
     expected = {_name(path): variable.get_value() for path, variable in variables}
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is not part of this net" for name in arrays if name not in expected]
@@ -130,7 +131,7 @@ def from_arrays(
         ValueError: as ``check_arrays``.
     """
     check_arrays(architecture, arrays, dtype=dtype)
-    graph, variables = _without_values(architecture, jnp.dtype(dtype), _widest_float())
+    graph, variables = _structure(architecture, dtype)
     filled = [(path, variable.replace(jnp.asarray(arrays[_name(path)]))) for path, variable in variables]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 

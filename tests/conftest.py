@@ -1,6 +1,7 @@
 """Says what the tests run on, and keeps float64 possible only where a test asks for it."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import jax
 import pytest
 import torch
+
+gc.set_threshold(100_000)  # as the commands do: a tenth of the time
 
 
 def pytest_report_header() -> str:

@@ -160,20 +160,19 @@ def verify(
     reference.eval()
     names = {part.flax: part.bn for part in layout.parts_of(torch_architecture)}
 
-    # XLA compiles for most of the time, and compiles on all cores while PyTorch runs. Tracing cannot be shared
-    # between threads: capturing a module's layers changes its class while it lasts.
+    # XLA compiles, and PyTorch runs, while the next program is traced. Tracing cannot be shared between threads:
+    # capturing a module's layers changes its class while it lasts.
     devices = proving_devices() if devices is None else devices
-    traced = [
-        _Traced(net, batch, with_layers=place == 0)
-        for device in devices
-        for net in (_FlaxNet(architecture, arrays, dtype, device) for dtype in (jnp.float32, jnp.float64))
-        for place, batch in enumerate(batches)
-    ]
     with ThreadPoolExecutor(cpus.available()) as pool:
-        jax_runs = pool.map(_Traced.run, traced)
+        in_jax = [
+            pool.submit(_Traced(net, batch, with_layers=place == 0).run)
+            for device in devices
+            for net in (_FlaxNet(architecture, arrays, dtype, device) for dtype in (jnp.float32, jnp.float64))
+            for place, batch in enumerate(batches)
+        ]
         torch_64 = [_run_torch(reference, names, batch) for batch in batches]
         torch_32 = [_run_torch(reference.float(), names, batch.astype(np.float32)) for batch in batches]
-        jax_all = list(jax_runs)
+        jax_all = [run.result() for run in in_jax]
     for run in (*torch_32, *torch_64):
         if not np.isfinite(run.output).all():
             raise ConvertError("the original net's outputs overflow on ordinary images; its weights are damaged")

@@ -1,6 +1,7 @@
 """What the commands share: a dataclass as their command line, and one line for whatever goes wrong."""
 
 import contextlib
+import gc
 import io
 import itertools
 import re
@@ -15,6 +16,10 @@ from flax_shufflenet.system import standard_streams
 from flax_shufflenet.system.interruption import lost_interrupts_come_again
 
 Options = TypeVar("Options")
+
+# Importing JAX and PyTorch makes a million objects that stay. Python's default of 700 new ones goes through them all so
+# often that a conversion spends a second of six on it.
+_NEW_OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 def parse(options: type[Options], program: str, arguments: Sequence[str], default: Options | None = None) -> Options:
@@ -59,6 +64,7 @@ def run(
     code: what ``job`` returns, 2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1
     for any other error; errors are one line on stderr."""
     name = re.split("[ .]", program)[-1]
+    gc.set_threshold(_NEW_OBJECTS_BETWEEN_COLLECTIONS)
     with standard_streams.lasting():
         try:
             with lost_interrupts_come_again():
