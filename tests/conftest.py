@@ -55,18 +55,16 @@ def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None
         os.environ[name.upper()] = str(value)
 
 
-@pytest.fixture(scope="module")
-def unoptimised() -> Iterator[None]:
-    """Leaves LLVM's optimisations out: programs are ready in two thirds of the time. For modules that test what is
-    computed, but neither how exact float32 is nor how fast it comes."""
+@pytest.fixture(scope="session", autouse=True)
+def unoptimised() -> None:
+    """Leaves LLVM's optimisations out: programs are ready in two thirds of the time, and compute the same. The commands
+    that tests start have them."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def optimised(unoptimised: None) -> Iterator[None]:
-    """For single tests of such a module: what they compile is what users run."""
+    """For tests of how exact float32 is: what they compile is what users run."""
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # a jitted function would go on with the program that it has
     yield

@@ -19,7 +19,7 @@ from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
 from flax_shufflenet.model import max_pool
 from torch_ref.randomise import randomise
 
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised", "float64")]
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float64")]
 
 SHAPES = [(2, 8, 8), (3, 7, 9), (2, 1, 5)]
 

@@ -102,7 +102,7 @@ def test_a_torchvision_net_without_its_last_convolution_converts_by_itself() -> 
     assert "no head: the net returns its pooled features" in net.notes
 
 
-def test_pytorchcvs_other_shuffle_is_given(unoptimised: None) -> None:
+def test_pytorchcvs_other_shuffle_is_given() -> None:
     tensors = random_state_dict("pytorchcv_b", small_architecture("pytorchcv_b"))
     assert find_net(tensors).architecture.shuffle == "after"
     model, report = convert.load_torch(tensors, shuffle="reverse")
@@ -124,7 +124,7 @@ def test_options_that_say_nothing_about_a_net_are_refused(
     assert f"{options[0]} is for {whose}; this is a seed checkpoint, leave it out" in outcome.err
 
 
-def test_what_a_layout_cannot_hold_is_said(unoptimised: None) -> None:
+def test_what_a_layout_cannot_hold_is_said() -> None:
     early = fs.ShuffleNetV2(small_architecture("nanodet"), rngs=nnx.Rngs(0))
     with pytest.raises(convert.ConvertError, match="ends after its last stage"):
         convert.to_torch(early, "torchvision")

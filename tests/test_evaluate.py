@@ -16,8 +16,6 @@ from flax_shufflenet.datasets import data
 from flax_shufflenet.runs.run import wilson_interval
 from tests.command_tools import run_command
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 
 

@@ -13,8 +13,6 @@ import flax_shufflenet as fs
 from flax_shufflenet.commands import export
 from tests.command_tools import run_command
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 

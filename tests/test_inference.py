@@ -11,7 +11,7 @@ import flax_shufflenet as fs
 from convert.proof.verify import relative_difference, relative_error
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays, shapes
 
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]
+pytestmark = pytest.mark.device
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4, last_width=24)
 

@@ -14,7 +14,7 @@ from flax_shufflenet.ops.batch_norm import batch_norm
 from flax_shufflenet.ops.convolution import conv2d
 from flax_shufflenet.ops.linear import linear
 
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised", "float64")]
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float64")]
 
 CASES = {
     "pointwise": ((2, 5, 7, 6), (1, 1, 6, 4), 1, 1),

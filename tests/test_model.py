@@ -19,7 +19,7 @@ from flax_shufflenet.model import max_pool
 from flax_shufflenet.shipped import nets
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]
+pytestmark = pytest.mark.device
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(1, 2), stem_width=4, last_width=24)
 

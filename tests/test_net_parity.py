@@ -84,7 +84,11 @@ def errors(ours: tools.Results, theirs: tools.Results, truth: tools.Results) -> 
 
 
 in_float64 = parametrize(FLOAT64_CASES, "float64")
-in_float32 = parametrize(FLOAT32_CASES, "float32")
+
+
+def in_float32(test: Callable) -> Callable:
+    """Compiled as users run it: how exact float32 is depends on it."""
+    return pytest.mark.usefixtures("optimised")(parametrize(FLOAT32_CASES, "float32")(test))
 
 
 @in_float64
@@ -134,6 +138,7 @@ def test_float32_gradients_away_from_kinks_are_as_exact_as_pytorchs(
     check_float32(error, pooled_error(measured.torch_32.gradients, truth), record_property)
 
 
+@pytest.mark.usefixtures("optimised")
 @parametrize(LARGE_BATCHES[:1], "bfloat16")
 def test_bfloat16_is_as_exact_as_pytorchs(case: tuple, float64: None, record_property: Record) -> None:
     size, batch, image = case
@@ -176,7 +181,7 @@ def test_default_precision_is_that_of_the_devices_matrix_units(size: float, reco
     assert agreeing[sure].all()
 
 
-@parametrize(SMALL_BATCHES, "float64")
+@parametrize(SMALL_BATCHES[:1], "float64")  # the sizes differ in their widths alone
 def test_ten_sgd_steps_are_the_same_in_float64(case: tuple, float64: None, record_property: Record) -> None:
     steps, (size, batch, image) = 10, case
     pair = tools.make_pair(fs.seed(size), (batch, *image, 3), "float64")

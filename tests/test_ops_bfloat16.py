@@ -18,7 +18,7 @@ from flax_shufflenet import ops
 from flax_shufflenet.ops import batch_norm, branch, convolution, native, units  # noqa: F401 (their operations)
 
 pytestmark = [
-    pytest.mark.usefixtures("unoptimised", "float64"),
+    pytest.mark.usefixtures("float64"),
     pytest.mark.skipif(not ops.info().engine, reason=f"the CPU engine is not used: {ops.info().why}"),
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU engine computes on CPU"),
 ]

@@ -17,8 +17,6 @@ from flax_shufflenet.images.preprocessing import expected_by
 from tests.command_tools import run_command
 from tests.folder_tools import too_deep
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 METADATA = {

@@ -26,8 +26,6 @@ ROOT = Path(__file__).parents[1]
 TINY = fs.Architecture(stage_widths=(8,), stage_blocks=(1,), stem_width=4, last_width=16)
 NAME = "tiny_0.5_digits"
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path_factory, monkeypatch):

@@ -13,7 +13,7 @@ from flax import nnx
 import flax_shufflenet as fs
 from flax_shufflenet.weights import flat_arrays, from_arrays
 
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("unoptimised")]
+pytestmark = pytest.mark.device
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(1, 0), stem_width=4, last_width=24)
 
