@@ -160,8 +160,8 @@ def verify(
     reference.eval()
     names = {part.flax: part.bn for part in layout.parts_of(torch_architecture)}
 
-    # XLA compiles, and PyTorch runs, while the next program is traced. Tracing cannot be shared between threads:
-    # capturing a module's layers changes its class while it lasts.
+    # XLA compiles each program while the next is traced, and the last ones while PyTorch runs. Tracing cannot be shared
+    # between threads: capturing a module's layers changes its class while it lasts.
     devices = proving_devices() if devices is None else devices
     with ThreadPoolExecutor(cpus.available()) as pool:
         in_jax = [

@@ -17,8 +17,8 @@ from flax_shufflenet.system.interruption import lost_interrupts_come_again
 
 Options = TypeVar("Options")
 
-# Importing JAX and PyTorch makes a million objects that stay. Python's default of 700 new ones goes through them all so
-# often that a conversion spends a second of six on it.
+# Importing JAX and PyTorch makes a million objects that stay. By default Python goes through them all so often that a
+# conversion spends a second of six on it.
 _NEW_OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
