@@ -1,7 +1,7 @@
 """The PyTorch seed's initial weight distributions.
 
 XLA needs about 0.2 s to compile a random draw, once for each shape, and a net has some 25 shapes. So normal
-numbers are drawn in chunks of one shape and cut to size, which keeps building a net near one second.
+numbers are drawn in chunks of one shape, and NumPy cuts them to size.
 """
 
 import math
@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -21,17 +22,12 @@ def _normal_chunk(key: Key[Array, ""], index: int | Int[Array, ""], dtype: DType
     return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,), dtype)
 
 
-@partial(jax.jit, static_argnames="shape")
-def _cut(
-    chunks: list[Float[Array, " chunk"]], std: float | Float[Array, ""], shape: tuple[int, ...]
-) -> Float[Array, "..."]:
-    return std * jnp.concatenate(chunks)[: math.prod(shape)].reshape(shape)
-
-
 def normal(key: Key[Array, ""], shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Float[Array, "..."]:
     """Independent normal numbers with mean 0."""
-    count = -(-math.prod(shape) // _CHUNK)
-    return _cut([_normal_chunk(key, index, dtype) for index in range(count)], std, shape)
+    size = math.prod(shape)
+    chunks = [_normal_chunk(key, index, dtype) for index in range(-(-size // _CHUNK))]
+    numpy = jnp if isinstance(key, Tracer) else np
+    return jax.device_put(std * numpy.concatenate(chunks)[:size].reshape(shape))
 
 
 def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "kh kw cin cout"]:
@@ -44,5 +40,5 @@ def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
 
 
 def constant(value: int, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """``value`` everywhere, made by NumPy: XLA would compile one program for each shape."""
-    return jnp.asarray(np.full(shape, value, dtype))
+    """``value`` everywhere, made by NumPy: ``jnp.full`` and ``jnp.asarray`` compile a program for each shape."""
+    return jax.device_put(np.full(shape, value, dtype))

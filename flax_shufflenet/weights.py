@@ -132,7 +132,9 @@ def from_arrays(
     """
     check_arrays(architecture, arrays, dtype=dtype)
     graph, variables = _structure(architecture, dtype)
-    filled = [(path, variable.replace(jnp.asarray(arrays[_name(path)]))) for path, variable in variables]
+    # Copies, which device_put need not make; jnp.array does, by a program that it compiles for each shape.
+    copies = {name: jax.device_put(np.array(array)) for name, array in arrays.items()}
+    filled = [(path, variable.replace(copies[_name(path)])) for path, variable in variables]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 

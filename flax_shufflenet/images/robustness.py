@@ -83,7 +83,7 @@ class Robustness:
     def add(self, images: UInt8[np.ndarray, "n h w 3"], labels: Int[np.ndarray, " labelled"]) -> None:
         """Further images with the labels of the first of them; others fill a batch up, and do not count."""
         self._images += len(labels)
-        on_device = jnp.asarray(images)
+        on_device = jax.device_put(images)
         for view in (view for change in self.changes.values() for view in change.views):
             classes = np.asarray(self._classes(on_device, view))[: len(labels)]
             self._right[view] += int(np.sum(classes == labels))

@@ -25,6 +25,7 @@ from flax_shufflenet.system.dropped_exceptions import add_handler
 
 # Saved in the middle of an epoch too, where it takes longer than this.
 _SECONDS_BETWEEN = 600
+_SECONDS_OF_LATE_WRITES = 0.5
 
 
 class Checkpoint(NamedTuple):
@@ -52,6 +53,7 @@ class Checkpoints:
         self.folder = folder
         self._best_step: int | None = None
         self._saved_at = time.monotonic()
+        self._failed = False
         self._args = ocp.args
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
@@ -159,17 +161,28 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failed = True
             raise TrainingError(f"cannot save a checkpoint in {self.folder}: {one_line(error)}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(Exception):  # what failed to be written, save or wait have said
+        try:
             self._manager.close()
-        if jax.process_index() == 0:  # of a checkpoint that could not be written
+        except Exception:  # what failed to be written, save or wait have said
+            self._failed = True
+        if self._failed and jax.process_index() == 0:
+            self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Until none has come for a while: where one array cannot be written, TensorStore goes on with the others."""
+        empty_since = started = time.monotonic()
+        while (now := time.monotonic()) < min(empty_since + _SECONDS_OF_LATE_WRITES, started + 10):
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
+                empty_since = now
+            time.sleep(0.02)
 
 
 def remove(folder: Path) -> None:

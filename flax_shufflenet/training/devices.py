@@ -93,7 +93,7 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " n"]:
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """The same arrays on every device of the mesh; every process has to have the same values."""
     if mesh is None:
-        return jax.tree.map(jax.numpy.asarray, tree)
+        return jax.device_put(tree)
     sharding = NamedSharding(mesh, REPLICATED)
 
     def on_all_devices(leaf: Any) -> Array:

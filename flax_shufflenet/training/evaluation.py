@@ -106,7 +106,7 @@ def make_predict_of(network: Functional, dataset: AnyDataset, *, flip: bool, mes
     """The same function for a dataset's test images, wherever they lie."""
     if not isinstance(dataset, Dataset):
         return make_streamed_predict(network, dataset, flip=flip, mesh=mesh)
-    images = devices.replicate(jnp.asarray(dataset.test_images), mesh)
+    images = devices.replicate(jax.device_put(dataset.test_images), mesh)
     return make_predict(network, images, mean=dataset.mean, std=dataset.std, bgr=dataset.bgr, flip=flip, mesh=mesh)
 
 

@@ -1,7 +1,6 @@
 """What a run computes: its first state, its step, its evaluation."""
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from flax_shufflenet.datasets.data import Dataset
@@ -41,7 +40,7 @@ class Program:
         model.eval()
         self._eval_network, _, _ = split(model)
         optimizer = make_optimizer(config, self.total_steps)
-        self._schedule = make_schedule(config, self.total_steps)
+        self._schedule = jax.jit(make_schedule(config, self.total_steps))
         initial = initial_state(parameters, statistics, optimizer, averaged=config.ema > 0, trained=trained)
         self.initial: TrainState = devices.replicate(initial, mesh)
 
@@ -70,7 +69,7 @@ class Program:
 
     def learning_rate(self, step: int) -> float:
         """Of one step."""
-        return float(jnp.asarray(self._schedule(step - 1)))
+        return float(self._schedule(step - 1))
 
     def evaluate(self, state: TrainState) -> Evaluation:
         """Loss and accuracy on the test images, of the net that would be saved."""

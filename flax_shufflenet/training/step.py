@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -84,9 +85,10 @@ def initial_state(
     ``trained`` are the parameters that the optimiser knows; None for all.
     """
     averages = Averages(parameters, statistics) if averaged else ()
-    optimizer_state = optimizer.init(trained.of(parameters) if trained else parameters)
+    # One program; otherwise each shape has its own.
+    optimizer_state = jax.jit(optimizer.init)(trained.of(parameters) if trained else parameters)
     state = TrainState(parameters, statistics, optimizer_state, jnp.zeros((), jnp.int32), averages)
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    return jax.device_put(jax.tree.map(np.array, state))
 
 
 def cross_entropy(
