@@ -108,7 +108,12 @@ def _random_dataset(count: int, height: int, width: int, classes: int) -> Datase
     )
 
 
-def jax_step(case: Case, dtype: DTypeLike, mesh: Mesh | None = None) -> Step:
+def jax_step(
+    case: Case,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    compiler_options: dict[str, str | bool] | None = None,
+) -> Step:
     """The step that ``train.py`` takes, with a net that computes in ``dtype``, on one device or over a mesh."""
     arrays = cast_floats(case.arrays(case.torch_net.state_dict()), dtype)
     model = from_arrays(case.architecture, arrays, dtype=dtype)
@@ -117,12 +122,13 @@ def jax_step(case: Case, dtype: DTypeLike, mesh: Mesh | None = None) -> Step:
     optimizer = make_optimizer(case.config, case.config.epochs)
     state = devices.replicate(initial_state(parameters, statistics, optimizer), mesh)
     step = make_train_step(network, optimizer, case.config, case.dataset, mesh=mesh)
-    new_state, metrics = step(state, *devices.replicate(_data(case), mesh))
+    data = devices.replicate(_data(case), mesh)
+    new_state, metrics = step.lower(state, *data).compile(compiler_options)(state, *data)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the step did not take the state's memory"
     # After one step, SGD's momentum is the gradient and the decay.
     momentum = optax.tree_utils.tree_get(new_state.optimizer, "trace")
     gradients = [
-        jnp.asarray(sum_, jnp.float64) - case.config.weight_decay * jnp.asarray(parameter, jnp.float64)
+        np.asarray(sum_, np.float64) - case.config.weight_decay * np.asarray(parameter, np.float64)
         for sum_, parameter in zip(momentum, parameters, strict=True)
     ]
     after = _named(network, new_state.parameters, new_state.statistics)
@@ -134,7 +140,7 @@ def jax_step(case: Case, dtype: DTypeLike, mesh: Mesh | None = None) -> Step:
     )
 
 
-def _named(network: Functional, parameters: list[jax.Array], statistics: list[jax.Array]) -> dict[str, np.ndarray]:
+def _named(network: Functional, parameters: list, statistics: list[jax.Array]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in flat_arrays(network.model(parameters, statistics)).items()}
 
 

@@ -5,13 +5,22 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 
+import pytest
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers and the commands that they start share the cores; PyTorch's threads, which wait in a loop, would take
     # them from each other. Read when PyTorch is imported.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import jax
-import pytest
+import quick_compiling
+
+# XLA reads the flags when JAX first asks for its devices; the commands that tests start compile as users' do.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick_compiling.XLA_FLAGS}")
+    import jax
+
+    jax.devices()
+
 import torch
 
 gc.set_threshold(100_000)  # as the commands do: a tenth of the time
@@ -64,7 +73,8 @@ def unoptimised() -> None:
 
 @pytest.fixture
 def optimised(unoptimised: None) -> Iterator[None]:
-    """For tests of how exact float32 is: what they compile is what users run."""
+    """For tests of how exact float32 is, which also compile with ``quick_compiling.AS_USERS_DO``: what they compile is
+    what users run."""
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # a jitted function would go on with the program that it has
     yield
