@@ -128,7 +128,7 @@ def jax_step(
     # After one step, SGD's momentum is the gradient and the decay.
     momentum = optax.tree_utils.tree_get(new_state.optimizer, "trace")
     gradients = [
-        np.asarray(sum_, np.float64) - case.config.weight_decay * np.asarray(parameter, np.float64)
+        jax.device_put(np.asarray(sum_, np.float64) - case.config.weight_decay * np.asarray(parameter, np.float64))
         for sum_, parameter in zip(momentum, parameters, strict=True)
     ]
     after = _named(network, new_state.parameters, new_state.statistics)
@@ -140,7 +140,7 @@ def jax_step(
     )
 
 
-def _named(network: Functional, parameters: list, statistics: list[jax.Array]) -> dict[str, np.ndarray]:
+def _named(network: Functional, parameters: list[jax.Array], statistics: list[jax.Array]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in flat_arrays(network.model(parameters, statistics)).items()}
 
 

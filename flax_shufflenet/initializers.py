@@ -22,15 +22,21 @@ def _normal_chunk(key: Key[Array, ""], index: int | Int[Array, ""], dtype: DType
     return jax.random.normal(jax.random.fold_in(key, index), (_CHUNK,), dtype)
 
 
-def normal(key: Key[Array, ""], shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Float[Array, "..."]:
-    """Independent normal numbers with mean 0."""
+def normal(
+    key: Key[Array, ""] | None, shape: tuple[int, ...], std: float, dtype: DTypeLike
+) -> Float[Array, "..."] | jax.ShapeDtypeStruct:
+    """Independent normal numbers with mean 0; without a key, their shape and dtype alone."""
+    if key is None:
+        return jax.ShapeDtypeStruct(shape, dtype)
     size = math.prod(shape)
     chunks = [_normal_chunk(key, index, dtype) for index in range(-(-size // _CHUNK))]
     numpy = jnp if isinstance(key, Tracer) else np
     return jax.device_put(std * numpy.concatenate(chunks)[:size].reshape(shape))
 
 
-def kaiming_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "kh kw cin cout"]:
+def kaiming_normal(
+    key: Key[Array, ""] | None, shape: tuple[int, ...], dtype: DTypeLike
+) -> Float[Array, "kh kw cin cout"] | jax.ShapeDtypeStruct:
     """``torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`` of an HWIO kernel, not truncated.
 
     As in PyTorch, the fan-out of a grouped kernel counts all its output channels.
