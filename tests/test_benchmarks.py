@@ -150,6 +150,7 @@ def benchmarks(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_run_prints_a_table_and_writes_every_sample(tmp_path):
     file, chart = tmp_path / "out.json", tmp_path / "out.png"
     only = ("torch-eager", "flax-shufflenet")

@@ -138,6 +138,7 @@ def test_notes_on_half_precision_that_do_not_fit_the_net() -> None:
             restored(architecture, arrays, "seed", {"half_precision": bad})
 
 
+@pytest.mark.slow
 def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
     """The seed's own checkpoint, saved by torch_ref, through two real processes."""
     checkpoint = tmp_path / "ckpt.pt"

@@ -30,6 +30,7 @@ def net(tmp_path_factory):
     return model, path
 
 
+@pytest.mark.slow
 def test_onnx_runtime_computes_what_the_flax_net_does(net, tmp_path, capsys):
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from checkpoint_tools import assert_same, legacy, saved
 from fuzz_convert import fuzz
@@ -82,6 +83,7 @@ def same_split(found: Architecture, original: Architecture) -> bool:
     return all(found.passed_width(width) == original.passed_width(width) for width, blocks in pairs if blocks)
 
 
+@pytest.mark.slow
 @reproducible
 @given(st.data(), layouts, st.integers(0, 2**32))
 def test_any_architecture_is_recognised_and_maps_there_and_back(data: st.DataObject, layout: Layout, seed: int) -> None:
@@ -198,6 +200,7 @@ def test_any_bytes_are_refused(data: bytes, beginning: bytes, tmp_path_factory) 
         raise AssertionError("read as a checkpoint")
 
 
+@pytest.mark.slow
 def test_a_few_damaged_checkpoints(tmp_path: Path) -> None:
     """The fuzzer works and finds nothing; its long runs are made by hand."""
     tally = fuzz(runs=60, seed=0, workers=1, layouts=("seed",), keep=tmp_path / "failures")

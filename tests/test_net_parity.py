@@ -138,6 +138,7 @@ def test_float32_gradients_away_from_kinks_are_as_exact_as_pytorchs(
     check_float32(error, pooled_error(measured.torch_32.gradients, truth), record_property)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @parametrize(LARGE_BATCHES[:1], "bfloat16")
 def test_bfloat16_is_as_exact_as_pytorchs(case: tuple, float64: None, record_property: Record) -> None:
@@ -181,6 +182,7 @@ def test_default_precision_is_that_of_the_devices_matrix_units(size: float, reco
     assert agreeing[sure].all()
 
 
+@pytest.mark.slow
 @parametrize(SMALL_BATCHES, "float64")
 def test_ten_sgd_steps_are_the_same_in_float64(case: tuple, float64: None, record_property: Record) -> None:
     steps, (size, batch, image) = 10, case

@@ -55,6 +55,7 @@ def test_help_that_nobody_reads(command, where):
     assert run(*command, "--help", redirected=NOBODY[where]) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["all closed", "pipe without reader"])
 def test_what_a_command_writes_is_there_whoever_reads_along(folder, where):
     options = {"redirected": NOBODY[where]}
@@ -66,6 +67,7 @@ def test_what_a_command_writes_is_there_whoever_reads_along(folder, where):
     assert (folder / "seed.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_where_the_output_cannot_be_written_nothing_else_is(folder):
     said = "[Errno 28] No space left on device: 'standard output'\n"
     options = {"redirected": ">/dev/full"}

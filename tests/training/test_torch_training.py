@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -33,6 +34,7 @@ def test_the_losses_of_ten_steps_are_those_of_pytorch(small_dataset):
     assert (moved != theirs).any()
 
 
+@pytest.mark.slow
 def test_an_epoch_in_pytorch_writes_what_compare_reads(tmp_path, cache_home):
     folder, out = tmp_path / "noise", tmp_path / "out"
     for number, pixels in enumerate(np.random.default_rng(0).integers(256, size=(60, 32, 32, 3), dtype=np.uint8)):

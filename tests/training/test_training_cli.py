@@ -48,6 +48,7 @@ def started(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_accuracy(
     tmp_path, cache_home, monkeypatch
 ):

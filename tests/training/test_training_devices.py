@@ -71,6 +71,7 @@ def one_and_others(all_runs):
     return one, {f"{DEVICES} devices": several, "2 processes": pair}
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_on_many_devices(all_runs, one_and_others):
     _, _, one, several, _ = all_runs
     np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-8)
@@ -83,6 +84,7 @@ def test_a_frozen_backbone_on_many_devices(all_runs, one_and_others):
     assert kind[1] <= 8 * (27 + 2)  # the classifier's gradient, the loss, and how many are right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f"{DEVICES} devices", "2 processes"])
 def test_the_same_losses_net_and_test_result(one_and_others, name):
     """In float64, where another order of summation shows in the last digits alone: the bars of parity with PyTorch,
@@ -98,6 +100,7 @@ def test_the_same_losses_net_and_test_result(one_and_others, name):
     np.testing.assert_allclose(other["evaluation"], one["evaluation"], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_step_on_many_devices_only_adds_up(one_and_others):
     """Sums over the batch and gradients are exchanged; images, feature maps and their gradients stay where they are."""
     one, others = one_and_others
@@ -108,6 +111,7 @@ def test_a_step_on_many_devices_only_adds_up(one_and_others):
         assert run["collectives"]["all-reduce"][1] < 8 * len(one["state"])
 
 
+@pytest.mark.slow
 def test_a_step_on_two_devices_is_pytorchs(tmp_path):
     """Of one net that sees the whole batch, or of two that each see half, as DistributedDataParallel's do."""
     path = tmp_path / "differences.json"
@@ -183,6 +187,7 @@ def test_images_that_do_not_fit_the_device_are_refused_with_what_they_take_and_w
     devices.check_memory(1, jax.devices()[0].memory_stats(), advice)
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_that_takes_longer_to_end():
     worker = ("-m", "tests.training.ending_worker", f"localhost:{free_port()}")
     outputs = finish(*(start(*worker, number, "late", 100) for number in range(2)))
@@ -190,6 +195,7 @@ def test_processes_wait_for_one_that_takes_longer_to_end():
     assert early < late <= left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "silence", "said"),
     [

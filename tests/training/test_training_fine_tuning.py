@@ -36,6 +36,7 @@ def coloured(tmp_path) -> Path:
     return tmp_path / "set"
 
 
+@pytest.mark.slow
 def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterwards(tmp_path, coloured, capsys):
     narrow = {"stage_widths": (8, 12, 16), "stage_blocks": (0, 0, 0), "stem_width": 4, "last_width": 8}
     architecture = dataclasses.replace(fs.preset("megvii", 0.5, 5), **narrow)
@@ -61,6 +62,7 @@ def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterw
     assert (again.expected.bgr, again.expected.size, again.assumed) == (True, 224, "")
 
 
+@pytest.mark.slow
 def test_a_net_in_torchvisions_layout_goes_from_pytorch_to_a_folder_of_digits_and_learns_them(tmp_path):
     write_folder(tmp_path / "digits", range(5))
     torch.manual_seed(0)

@@ -73,6 +73,7 @@ def test_mirrored_tests_are_for_nets_that_learn_from_mirrored_images():
         Config(test_flip=True, no_flip=True)
 
 
+@pytest.mark.slow
 def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averaged_one(tmp_path, capsys):
     architecture = fs.Architecture(
         stage_widths=(8,), stage_blocks=(1,), stem_width=4, stem_stride=4, last_width=16, num_classes=3, dropout=0.1

@@ -91,6 +91,7 @@ def undisturbed(tmp_path_factory, small_task):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_stopped_three_times_ends_with_the_same_bits(tmp_path, undisturbed, capsys):
     stopped = interrupted_run(tmp_path, 3)
     assert stopped.exit_code == 130

@@ -51,6 +51,7 @@ def check_same_bits(ours, expected):
     jax.tree.map(np.testing.assert_array_equal, last_state(ours, 6), last_state(expected, 6))
 
 
+@pytest.mark.slow
 def test_small_images_train_to_the_same_bits_from_disk_as_from_memory_however_often_interrupted(
     tmp_path, folder, in_memory, capsys
 ):
@@ -67,6 +68,7 @@ def test_small_images_train_to_the_same_bits_from_disk_as_from_memory_however_of
     check_same_bits(tmp_path, in_memory)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_is_gone_on_with_to_the_same_bits(tmp_path, folder, in_memory):
     killed = subprocess.run(
         [sys.executable, "-m", "tests.training.streamed_run", folder, tmp_path, "5"],
@@ -86,6 +88,7 @@ def test_a_killed_run_leaves_no_process_and_is_gone_on_with_to_the_same_bits(tmp
     check_same_bits(tmp_path, in_memory)
 
 
+@pytest.mark.slow
 def test_random_crops_of_large_images_are_the_same_after_an_interruption(tmp_path):
     folder = write_images(tmp_path / "large", side=90, ending=".jpg")
     train(folder, tmp_path / "undisturbed", pipeline="stream", image_size=72)
@@ -230,6 +233,7 @@ def test_where_a_process_that_reads_images_is_killed_it_is_one_line(folder):
     stream.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "device_count"), [(1, 2), (2, 2)])
 def test_devices_and_processes_divide_the_same_batches(folder, tmp_path, processes, device_count):
     address = f"localhost:{free_port()}"
