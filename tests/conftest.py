@@ -1,7 +1,6 @@
 """Says what the tests run on, and keeps float64 possible only where a test asks for it."""
 
 import contextlib
-import gc
 import os
 from collections.abc import Callable, Iterator
 
@@ -14,16 +13,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import quick_compiling
 
+from flax_shufflenet.system import garbage
+
+garbage.collect_rarely()
+
 # XLA reads the flags when JAX first asks for its devices; the commands that tests start compile as users' do.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick_compiling.XLA_FLAGS}")
     import jax
+    import torch
 
     jax.devices()
-
-import torch
-
-gc.set_threshold(100_000)  # as the commands do: a tenth of the time
 
 
 def pytest_report_header() -> str:

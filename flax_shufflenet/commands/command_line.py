@@ -1,7 +1,6 @@
 """What the commands share: a dataclass as their command line, and one line for whatever goes wrong."""
 
 import contextlib
-import gc
 import io
 import itertools
 import re
@@ -12,14 +11,10 @@ from typing import TypeVar
 import tyro
 
 from flax_shufflenet.errors import OptionError, one_line
-from flax_shufflenet.system import standard_streams
+from flax_shufflenet.system import garbage, standard_streams
 from flax_shufflenet.system.interruption import lost_interrupts_come_again
 
 Options = TypeVar("Options")
-
-# Importing JAX and PyTorch makes a million objects that stay. By default Python goes through them all so often that a
-# conversion spends a second of six on it.
-_NEW_OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 def parse(options: type[Options], program: str, arguments: Sequence[str], default: Options | None = None) -> Options:
@@ -64,7 +59,7 @@ def run(
     code: what ``job`` returns, 2 where the command line is wrong, 130 where it was ``interrupted``, which it says, 1
     for any other error; errors are one line on stderr."""
     name = re.split("[ .]", program)[-1]
-    gc.set_threshold(_NEW_OBJECTS_BETWEEN_COLLECTIONS)
+    garbage.collect_rarely()
     with standard_streams.lasting():
         try:
             with lost_interrupts_come_again():

@@ -10,7 +10,7 @@ from typing import Literal
 
 from flax_shufflenet.commands import command_line
 from flax_shufflenet.errors import OptionError, one_line
-from flax_shufflenet.system import allocator, standard_streams
+from flax_shufflenet.system import allocator, garbage, standard_streams
 from flax_shufflenet.system.interruption import (
     Interrupted,
     handle_signals,
@@ -71,6 +71,7 @@ def main(program: str = "flax-shufflenet train") -> int:
         os.write(2, f"{name}: {interrupted}\n".encode())
         os._exit(interrupted.exit_code)
 
+    garbage.collect_rarely()
     handle_signals(exit_at_once)
     with standard_streams.lasting():
         return _run(program, name)
