@@ -5,6 +5,7 @@ import functools
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -21,7 +22,7 @@ from torch_ref.randomise import randomise
 
 
 @functools.cache
-def small_net(layout: str, num_classes: int = 10, **fields: object) -> torch.nn.Module:
+def small_net(layout: str, num_classes: int = 10, **fields: Any) -> torch.nn.Module:
     """A net of a few channels with random weights and statistics, in eval mode."""
     torch.manual_seed(0)
     return randomise(LAYOUTS[layout].build_reference(small_architecture(layout, num_classes, **fields))).eval()
@@ -32,11 +33,11 @@ def fresh_net(layout: str) -> torch.nn.Module:
     return copy.deepcopy(small_net(layout))
 
 
-def small_state_dict(layout: str, num_classes: int = 10, **fields: object) -> dict[str, torch.Tensor]:
+def small_state_dict(layout: str, num_classes: int = 10, **fields: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in small_net(layout, num_classes, **fields).state_dict().items()}
 
 
-def saved(content: object, **options: object) -> bytes:
+def saved(content: object, **options: Any) -> bytes:
     """What torch.save writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
@@ -87,7 +88,7 @@ def all_formats(layout: str) -> dict[str, bytes]:
     }
 
 
-def take(path: Path, **options: object) -> Net:
+def take(path: Path, **options: Any) -> Net:
     """Everything that converting a file does, but for the proof: read, find, check, map there and back."""
     net = find_net(read(path).content, **options)
     mapping.check_names_and_shapes(net.layout, net.architecture, net.tensors)
@@ -102,7 +103,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def refusal(path: Path, **options: object) -> str:
+def refusal(path: Path, **options: Any) -> str:
     """Why a file is not converted."""
     with pytest.raises(ConvertError) as refused:
         take(path, **options)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -31,7 +31,7 @@ def run_convert(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> O
     return Outcome(code, captured.out, captured.err)
 
 
-def small_architecture(layout: str, num_classes: int = 10, **fields: object) -> Architecture:
+def small_architecture(layout: str, num_classes: int = 10, **fields: Any) -> Architecture:
     last = 0 if LAYOUTS[layout].may_end_early else 40
     widths = {"stage_widths": (32, 64, 128), "stage_blocks": (1, 2, 1), "stem_width": 8, "last_width": last}
     return Architecture(**{**family_fields(layout), **widths, "num_classes": num_classes, **fields})

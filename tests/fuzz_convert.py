@@ -302,6 +302,7 @@ def watch(tally: Tally, folder: Path, seed: int, first: int, step: int, runs: in
         command = [sys.executable, "-m", "tests.fuzz_convert", "--work", str(folder), str(first), str(step)]
         command += ["--seed", str(seed), "--runs", str(runs), "--prove_every", str(prove_every)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
+            assert worker.stdout is not None
             trying = None
             for line in worker.stdout:
                 kind, number, *rest = line.split(maxsplit=3)

@@ -118,10 +118,12 @@ def test_a_profile_says_what_each_operation_belongs_to():
     scale = bias = jnp.ones(4)
 
     def loss(kernel, scale):
-        y, _, _ = batch_norm(conv2d(x, kernel, groups=4), scale, bias, 1e-5, True)
+        found = batch_norm(conv2d(x, kernel, groups=4), scale, bias, 1e-5, True)
+        y, _, _ = found  # pyright: ignore[reportGeneralTypeIssues]
         return jnp.sum(y * x)
 
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(kernel, scale).compile().as_text()
+    assert program is not None
     found = profile.operations(program)
     assert {"depthwise, gradient to the kernel", "batch normalisation and ReLU, backward"} <= {
         operation.part for operation in found.values()
@@ -136,6 +138,7 @@ def test_a_profile_says_what_each_operation_belongs_to():
 def test_a_profile_counts_the_bytes_that_an_operation_reads_and_writes():
     x = jnp.ones((100, 25))
     program = jax.jit(lambda x, y: x * 2 + y).lower(x, x).compile().as_text()
+    assert program is not None
     assert max(operation.bytes for operation in profile.operations(program).values()) == 3 * x.nbytes
 
 

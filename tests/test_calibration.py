@@ -49,7 +49,7 @@ def test_accuracy_under_flips_and_shifts_is_what_numpy_says(test_flip):
 
     def classes_of(pixels: np.ndarray) -> np.ndarray:
         views = (pixels, pixels[:, :, ::-1]) if test_flip else (pixels,)
-        return sum(view.reshape(len(view), -1) @ weights for view in views).argmax(axis=1)
+        return np.sum([view.reshape(len(view), -1) @ weights for view in views], axis=0).argmax(axis=1)
 
     labels = classes_of(images)
     robustness = Robustness(

@@ -247,6 +247,7 @@ def test_convolution_biases_fold_into_a_layout_without_them() -> None:
                 variable.set_value(jnp.asarray(random.standard_normal(variable.get_value().shape), jnp.float32))
     tensors = convert.to_torch(model, "chenyaofo")
     assert not any(name.startswith("conv1.0.bias") for name in tensors)
+    assert model.stem.conv.bias is not None
     expected = model.stem.bn.mean[...] - model.stem.conv.bias[...]
     np.testing.assert_array_equal(tensors["conv1.1.running_mean"], expected)
 
@@ -335,7 +336,8 @@ def test_real_images_instead_of_noise(tmp_path: Path, capsys: pytest.CaptureFixt
 
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, digit in enumerate(load_digits().images[:19]):
+    digits, _ = load_digits(return_X_y=True)
+    for number, digit in enumerate(digits[:19].reshape(-1, 8, 8)):
         size = (32, 32) if number < 16 else (48, 40)  # 16 of 32x32, as the noise's, for which the net is compiled
         Image.fromarray((digit * 15).astype(np.uint8)).resize(size).save(folder / f"{number}.png")
     torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")

@@ -69,7 +69,7 @@ def test_normalised_weights_are_named_and_can_be_brought_back(norm: str, layout:
 
 def test_a_normalised_head_can_be_left_out(tmp_path: Path) -> None:
     net = fresh_net("torchvision")
-    parametrizations.weight_norm(net.fc)
+    parametrizations.weight_norm(net.get_submodule("fc"))
     path = write(tmp_path / "net.pt", net.state_dict())
     assert "weight normalisation: fc.weight is stored as" in refusal(path)
     found = take(path, backbone=True)
@@ -180,9 +180,9 @@ class SqueezeAndExcitation(nn.Module):
 @pytest.mark.parametrize("backbone", [False, True])
 def test_layers_inside_the_net_are_named_for_what_they_are(backbone: bool, tmp_path: Path) -> None:
     with_se, with_biases, observed = (fresh_net("torchvision") for _ in range(3))
-    with_se.stage2[1].se = SqueezeAndExcitation(32)
-    with_biases.conv1[0].bias = nn.Parameter(torch.zeros(8))
-    observed.conv1.add_module("activation_post_process", nn.BatchNorm2d(8))
+    with_se.get_submodule("stage2.1").se = SqueezeAndExcitation(32)
+    with_biases.get_submodule("conv1.0").bias = nn.Parameter(torch.zeros(8))
+    observed.get_submodule("conv1").add_module("activation_post_process", nn.BatchNorm2d(8))
     for net, said in (
         (with_se, "squeeze-and-excitation layers that a torchvision or chenyaofo ShuffleNetV2 does not have"),
         (with_biases, "biases of convolutions that a torchvision or chenyaofo ShuffleNetV2 does not have"),
@@ -208,7 +208,7 @@ def test_stems_of_one_channel_can_be_made_for_three(layout: str, tmp_path: Path)
     name = LAYOUTS[layout].root + LAYOUTS[layout].stem[0]
     stem = net.get_submodule(name)
     assert isinstance(stem, nn.Conv2d)
-    net.set_submodule(name, nn.Conv2d(1, 8, 3, stem.stride, stem.padding, bias=False))
+    net.set_submodule(name, nn.Conv2d(1, 8, 3, stem.stride[0], stem.padding[0], bias=False))
     tensors = net.state_dict()
     weight = tensors[f"{name}.weight"]
     assert (

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,11 +43,12 @@ def test_a_storage_that_is_not_as_large_as_it_is_said_to_be(count: int, tmp_path
 def test_keys_of_thousands_of_digits(in_file: bool, tmp_path: Path) -> None:
     """Python does not write such numbers out, and no message has to."""
     key, tensors = 10**5001, small_state_dict("seed")
-    for content, reason in (
+    cases: list[tuple[dict[Any, Any], str]] = [
         ({key: torch.ones(2)}, "another net, with tensors such as a number of 16,613 bits"),
         ({key: 3}, "a dictionary without tensors, with the keys a number of 16,613 bits"),
         ({key: tensors, "other": dict(tensors)}, "holds 2 nets; choose one with --key: a number of 16,613 bits; other"),
-    ):
+    ]
+    for content, reason in cases:
         if in_file:
             torch.save(content, tmp_path / "net.pt")
         with pytest.raises(convert.ConvertError, match=reason):

@@ -1,6 +1,7 @@
 """``python -m convert`` on detectors' files: the backbone is taken out, its maps are those that a detector reads."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +18,16 @@ from convert.contents.select import find_net
 from convert.layouts import LAYOUTS
 from convert.proof.verify import FLOAT64_BAR, relative_difference
 from flax_shufflenet.weights import cast_floats, from_arrays
+from torch_ref import fastestdet, nanodet, yolov5lite
 
 DETECTORS = ("nanodet", "fastestdet", "yolov5lite")
 
 
-def backbone(layout: str, **fields: object) -> dict[str, torch.Tensor]:
+def backbone(layout: str, **fields: Any) -> dict[str, torch.Tensor]:
     return random_state_dict(layout, small_architecture(layout, num_classes=0, **fields))
 
 
-def detector(layout: str, **fields: object) -> dict[str, torch.Tensor]:
+def detector(layout: str, **fields: Any) -> dict[str, torch.Tensor]:
     """What a detector's state_dict holds: its backbone, and other tensors around it."""
     if layout == "yolov5lite":
         return {**backbone(layout, **fields), "model.7.conv.weight": torch.ones(3, 128, 1, 1)}
@@ -63,6 +65,7 @@ def test_stage_features_are_the_maps_of_the_detectors_own_backbone(layout: str, 
     net.load_state_dict(backbone(layout))
     images = random_images(2, 97, 141)
     with torch.no_grad():
+        assert isinstance(net, (nanodet.ShuffleNetV2, fastestdet.ShuffleNetV2, yolov5lite.ShuffleNetV2))
         theirs = net.stages(to_nchw(images))
     ours = nnx.jit(lambda model, images: model.stage_features(images))(model, jnp.asarray(images))
     assert len(ours) == len(theirs) == 3
@@ -70,7 +73,7 @@ def test_stage_features_are_the_maps_of_the_detectors_own_backbone(layout: str, 
         assert relative_difference(np.asarray(own), their.numpy().transpose(0, 2, 3, 1)) <= FLOAT64_BAR
 
 
-def slope(tensors: dict[str, torch.Tensor], **options: object) -> tuple[float, str]:
+def slope(tensors: dict[str, torch.Tensor], **options: Any) -> tuple[float, str]:
     net = find_net(tensors, **options)
     return net.architecture.negative_slope, next(note for note in net.notes if note.startswith("rectifier"))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
 from convert.contents.select import find_net
+from convert.evidence.choices import Stem
 from convert.evidence.images import settle_input
 from convert.layouts import LAYOUTS
 
 
-def gathered(layout: str, num_classes: int = 10, **changes: object) -> dict[str, torch.Tensor]:
+def gathered(layout: str, num_classes: int = 10, **changes: Any) -> dict[str, torch.Tensor]:
     """A small net with random weights, whose running statistics are those of blurred noise in train mode."""
     architecture = dataclasses.replace(small_architecture(layout, num_classes), pool_size=0, **changes)
     net = LAYOUTS[layout].build_reference(architecture)
@@ -33,7 +35,7 @@ def note_on(choice: str, notes: tuple[str, ...]) -> str:
 
 
 @pytest.mark.parametrize(("truth", "stem", "classes"), [("torchvision", "imagenet", 10), ("chenyaofo", "cifar", 1000)])
-def test_the_stem_is_read_from_the_statistics_whatever_the_class_count(truth: str, stem: str, classes: int) -> None:
+def test_the_stem_is_read_from_the_statistics_whatever_the_class_count(truth: str, stem: Stem, classes: int) -> None:
     tensors = gathered(truth, classes)
     net = find_net(tensors)
     assert net.layout.name == truth

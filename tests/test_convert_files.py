@@ -3,6 +3,7 @@
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from convert.files.read import read
 from convert.layouts import LAYOUTS
 from flax_shufflenet.architecture import family_fields
 
-GIVEN = {
+GIVEN: dict[str, dict[str, Any]] = {
     "chenyaofo": {"stem": "cifar"},
     "torchvision": {"stem": "imagenet"},
     "nanodet": {"activation": "leaky_relu"},

@@ -110,7 +110,7 @@ def test_archives_of_other_programs(data: Callable[[], bytes], said: str, tmp_pa
 
 def npz(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType], any name is one of an array
     return buffer.getvalue()
 
 
@@ -159,9 +159,10 @@ def test_where_there_is_no_net_no_option_is_complained_of(tmp_path: Path) -> Non
 def test_convolutions_that_were_fused_with_what_follows_them(tmp_path: Path) -> None:
     """As torch.ao.quantization.fuse_modules does, under names of its own."""
     net = fresh_net("torchvision")
-    for stage in (net.stage2, net.stage3, net.stage4):
-        torch.ao.quantization.fuse_modules(stage[0].branch1, [["0", "1"], ["2", "3", "4"]], inplace=True)
-        for block in stage:
+    for stage in map(net.get_submodule, ("stage2", "stage3", "stage4")):
+        left = stage.get_submodule("0.branch1")
+        torch.ao.quantization.fuse_modules(left, [["0", "1"], ["2", "3", "4"]], inplace=True)
+        for block in stage.children():
             torch.ao.quantization.fuse_modules(
                 block.branch2, [["0", "1", "2"], ["3", "4"], ["5", "6", "7"]], inplace=True
             )

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ layouts = st.sampled_from([layout for layout in LAYOUTS.values() if layout.name 
 
 
 @st.composite
-def architecture_fields(draw: st.DrawFn, layout: Layout) -> dict[str, object]:
+def architecture_fields(draw: st.DrawFn, layout: Layout) -> dict[str, Any]:
     """Any net that a layout's code can build: few channels, few blocks, any number of classes."""
     fields = family_fields(layout.name)
     stem = draw(st.integers(1, 9))
@@ -104,7 +105,7 @@ def test_any_architecture_is_recognised_and_maps_there_and_back(data: st.DataObj
     assert_same(mapping.to_tensors(layout, found, arrays), tensors)
 
 
-def _given(layout: Layout) -> dict[str, str]:
+def _given(layout: Layout) -> dict[str, Any]:
     """What the tensors do not tell."""
     return {"chenyaofo": {"stem": "cifar"}, "nanodet": {"activation": "leaky_relu"}}.get(layout.name, {})
 

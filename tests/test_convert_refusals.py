@@ -270,7 +270,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "bzip2": (
         lambda: repacked(saved({"a": torch.ones(1)}), zipfile.ZIP_BZIP2), "compressed in a way that PyTorch does not"
     ),
-    "many entries": (lambda: saved({}) + zipfile.stringCentralDir * 60_000, "more than 50,000 entries"),
+    "many entries": (lambda: saved({}) + b"PK\x01\x02" * 60_000, "more than 50,000 entries"),
     "memo": (lambda: _pickled(b"\x80\x02}r\xff\xff\xff\xff."), "an empty dictionary"),
     "long text": (lambda: _pickled(b"\x80\x02X\xff\xff\xff\xffabc."), "the file is damaged"),
     "long bytes": (lambda: _pickled(b"\x80\x05\x8e" + struct.pack("<Q", 2**62) + b"."), "the file is damaged"),

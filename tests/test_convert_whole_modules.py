@@ -4,6 +4,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,11 @@ from torch_ref.seed import ShuffleBlock
 IMAGENET_STEMS = ("torchvision", "nanodet", "yolov5lite", "birder", "pytorchcv", "pytorchcv_b", "fastestdet")
 
 
-def fresh(layout: str, num_classes: int = 7, **fields: object) -> nn.Module:
+def fresh(layout: str, num_classes: int = 7, **fields: Any) -> nn.Module:
     return randomise(LAYOUTS[layout].build_reference(small_architecture(layout, num_classes, **fields)))
 
 
-def taken(content: object, tmp_path: Path, **options: object) -> Net:
+def taken(content: object, tmp_path: Path, **options: Any) -> Net:
     (tmp_path / "net.pt").write_bytes(saved(content))
     return take(tmp_path / "net.pt", **options)
 
@@ -47,9 +48,8 @@ def test_nothing_is_imported_for_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     """A class that is gone when the file is read, as everybody's is on another machine."""
     module = types.ModuleType("elsewhere")
     sys.modules["elsewhere"] = module
-    module.Net = type("Net", (type(fresh("kuangliu")),), {"__module__": "elsewhere"})
     net = fresh("kuangliu")
-    net.__class__ = module.Net
+    net.__class__ = vars(module)["Net"] = type("Net", (type(net),), {"__module__": "elsewhere"})
     (tmp_path / "net.pt").write_bytes(saved(net))
     del sys.modules["elsewhere"]
     outcome = run_convert(capsys, tmp_path / "net.pt")
@@ -62,7 +62,7 @@ def test_yolov5s_checkpoint_in_half_precision(tmp_path: Path) -> None:
     class Detector(nn.Module):
         def __init__(self, backbone: nn.Module) -> None:
             super().__init__()
-            self.model = nn.Sequential(*backbone.model, nn.Conv2d(128, 3, 1))
+            self.model = nn.Sequential(*backbone.get_submodule("model").children(), nn.Conv2d(128, 3, 1))
 
     net = fresh("yolov5lite", 0)
     globals()["Detector"], Detector.__qualname__ = Detector, "Detector"
@@ -129,7 +129,9 @@ def test_pytorchcvs_shuffle_is_told_by_its_class(tmp_path: Path) -> None:
 
 def test_a_cifar_stem_in_torchvisions_module_is_seen(tmp_path: Path) -> None:
     net = changed("torchvision", replaced("maxpool", nn.Identity()))
-    net.conv1[0].stride = (1, 1)
+    stem = net.get_submodule("conv1.0")
+    assert isinstance(stem, nn.Conv2d)
+    stem.stride = (1, 1)
     found = taken(net, tmp_path)
     assert found.layout.name == "chenyaofo"
     assert "stem: cifar (stride 1), as the module has it" in found.notes

@@ -13,6 +13,7 @@ from checkpoint_tools import assert_same, legacy, saved, small_state_dict
 
 import convert
 from convert.contents.select import find_net
+from convert.evidence.choices import Stem
 from convert.files.read import read
 
 Tensors = dict[str, torch.Tensor]
@@ -68,7 +69,7 @@ WRAPPERS: dict[str, Callable[[Tensors], object]] = {
 
 def _with_metadata(tensors: Tensors) -> OrderedDict[str, torch.Tensor]:
     ordered = OrderedDict(tensors)
-    ordered._metadata = OrderedDict({"": {"version": 1}})
+    vars(ordered)["_metadata"] = OrderedDict({"": {"version": 1}})
     return ordered
 
 
@@ -243,7 +244,7 @@ def test_profilers_counters_are_left_out() -> None:
     [(10, None, "chenyaofo"), (100, None, "chenyaofo"), (1000, None, "torchvision"), (10, "imagenet", "torchvision"),
      (1000, "cifar", "chenyaofo"), (10, "cifar", "chenyaofo"), (1000, "imagenet", "torchvision")],
 )  # fmt: skip
-def test_the_stem_is_an_option_with_a_stated_default(classes: int, stem: str | None, layout: str) -> None:
+def test_the_stem_is_an_option_with_a_stated_default(classes: int, stem: Stem | None, layout: str) -> None:
     net = find_net(small_state_dict("torchvision", classes), stem=stem)
     assert net.layout.name == layout
     (note,) = (note for note in net.notes if note.startswith("stem: "))
