@@ -49,7 +49,7 @@ def box_by_torchvisions_formula(width, height, random):
 
 
 @pytest.mark.parametrize("size", [(640, 427), (300, 400), (224, 224), (9, 7), (1, 1)])
-def test_boxes_are_torchvisions(size):
+def test_boxes_are_torchvisions(size: tuple[int, int]):
     for seed in range(300):
         box = random_box(*size, np.random.default_rng(seed))
         assert tuple(box) == box_by_torchvisions_formula(*size, np.random.default_rng(seed))
@@ -80,11 +80,11 @@ def test_areas_ratios_and_places_are_spread_as_documented():
     ("size", "box"),
     [((1000, 10), Box(493, 0, 13, 10)), ((10, 1000), Box(0, 493, 10, 13)), ((3000, 2), Box(1498, 0, 3, 2))],
 )
-def test_of_a_narrow_strip_it_is_the_middle(size, box):
+def test_of_a_narrow_strip_it_is_the_middle(size: tuple[int, int], box):
     assert {random_box(*size, np.random.default_rng(seed)) for seed in range(20)} == {box}
 
 
-def crops(photo, seed, size):
+def crops(photo: Image.Image, seed: int, size: int):
     """What PyTorch and Pillow, each in its own way, make of the part that a seed draws, in float."""
     left, top, width, height = random_box(*photo.size, np.random.default_rng(seed))
     box = (left, top, left + width, top + height)

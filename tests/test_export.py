@@ -56,6 +56,7 @@ def test_a_program_that_differs_is_not_written(net, tmp_path, capsys, monkeypatc
     fuse = fs.fuse
 
     def fuse_altered(model: fs.ShuffleNetV2) -> fs.FusedNet:
+        assert model.classifier.bias is not None
         model.classifier.bias[...] += 1
         altered = fuse(model)
         model.classifier.bias[...] -= 1

@@ -132,6 +132,7 @@ def test_what_was_never_given_is_not_freed():
 
 
 def test_whoever_chooses_an_allocator_keeps_it():
+    assert ENVIRONMENT is not None
     assert ENVIRONMENT.keys() == {"LD_PRELOAD"}
     assert allocator_environment({"HOME": "home"}) == ENVIRONMENT | {"HOME": "home"}
     for chosen in (ENVIRONMENT["LD_PRELOAD"], "libjemalloc.so.2", ""):

@@ -41,7 +41,7 @@ def save_net(path: Path, metadata: dict[str, str] = METADATA, **fields) -> fs.Sh
     return model
 
 
-def run(capsys, *arguments: str | Path) -> tuple[int, list[str], list[str]]:
+def run(capsys, *arguments: str | Path | int) -> tuple[int, list[str], list[str]]:
     code, out, err = run_command(capsys, predict, *arguments)
     return code, out.splitlines(), err
 

@@ -43,6 +43,8 @@ def randomised(net, seed=0):
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             nn.init.normal_(module.bias, std=0.3, generator=generator)
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.3, generator=generator)
             nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
         elif isinstance(module, nn.Linear):
@@ -334,8 +336,7 @@ def test_seed_weights_fit_kuangliu_but_compute_something_else():
 
     # With its down blocks' ReLUs put in, the seed is kuangliu's net.
     for layer in (old.layer1, old.layer2, old.layer3):
-        down = layer[0]
-        for bn in (down.branch1[3], down.branch2[1], down.branch2[5]):
+        for bn in map(layer.get_submodule, ("0.branch1.3", "0.branch2.1", "0.branch2.5")):
             bn.register_forward_hook(lambda module, inputs, output: output.relu())
     torch.testing.assert_close(outputs(old, x), outputs(new, x))
 

@@ -110,10 +110,11 @@ def test_pytorchcv_is_torchvisions_graph_but_for_its_max_pool():
 
 @pytest.mark.parametrize("shuffle", ["after", "reverse"])
 def test_pytorchcv_b_shuffles_both_ways(shuffle):
-    block = pytorchcv_b.ShuffleNetV2(config=TINY, shuffle=shuffle).features.stage1.unit1
+    net = pytorchcv_b.ShuffleNetV2(config=TINY, shuffle=shuffle)
+    channel_shuffle = net.get_submodule("features.stage1.unit1.shuffle")
     channels = torch.arange(32.0).reshape(1, 32, 1, 1)
     expected = channels.reshape(2, 16).T if shuffle == "after" else channels.reshape(16, 2).T
-    assert torch.equal(block.shuffle(channels).flatten(), expected.flatten())
+    assert torch.equal(channel_shuffle(channels).flatten(), expected.flatten())
 
 
 @pytest.mark.parametrize("module", [pytorchcv, pytorchcv_b], ids=module_name)

@@ -12,8 +12,13 @@ PACKAGES = ("flax_shufflenet", "convert", "torch_ref")
 
 
 def bounds_of(requirements: list[str]) -> dict[str, str]:
-    split = (re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?(.*)", requirement).groups() for requirement in requirements)
-    return {name.replace("-", "_"): bounds for name, bounds in split}
+    found = {}
+    for requirement in requirements:
+        match = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?(.*)", requirement)
+        assert match, requirement
+        name, bounds = match.groups()
+        found[name.replace("-", "_")] = bounds
+    return found
 
 
 def imports(path: Path) -> Iterator[str]:
