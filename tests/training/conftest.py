@@ -4,11 +4,11 @@ import io
 import signal
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from flax_shufflenet.datasets import cifar
 from tests.training.random_data import random_dataset
@@ -27,7 +27,9 @@ class TinyCifar(NamedTuple):
 
 def tiny_cifar(folder: Path, base: type[cifar.Cifar10]) -> TinyCifar:
     classes = 10 if base is cifar.Cifar10 else 100
-    source = base._cifar_info.fget(type("Named", (), {"name": "cifar"})())
+    described = base._cifar_info.fget
+    assert described is not None
+    source = described(type("Named", (), {"name": "cifar"})())
     labels = len(source.label_keys)
     rng = np.random.default_rng(0)
     records, files = {}, {}
@@ -45,8 +47,8 @@ def tiny_cifar(folder: Path, base: type[cifar.Cifar10]) -> TinyCifar:
             member = tarfile.TarInfo(source.prefix + name)
             member.size = len(files[name])
             tar.addfile(member, io.BytesIO(files[name]))
-    info = tfds.core.download.checksums.compute_url_info(archive)
-    builder = type(base.__name__, (base,), {"url_infos": {source.url: info}}, skip_registration=True)
+    infos = {source.url: compute_url_info(archive)}
+    builder: Any = type(base.__name__, (base,), {"url_infos": infos}, skip_registration=True)
     return TinyCifar(folder, archive, builder, records)
 
 

@@ -52,6 +52,7 @@ def test_an_epoch_in_pytorch_writes_what_compare_reads(tmp_path, cache_home):
     assert done.returncode == 0, done.stderr
     run = read_run(out)
     assert run.description["framework"] == "PyTorch"
+    assert run.last is not None
     assert run.last["step"] == 48 // 16
     assert compare.cells({"out": run})[1][1] == "1/1"
     net = torch.load(out / "net.pt", weights_only=True)

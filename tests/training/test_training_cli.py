@@ -1,6 +1,7 @@
 """``python train.py`` as its users run it: a process of its own."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -56,13 +57,16 @@ def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_
     out = tmp_path / "out"
     command = ("--dataset", "digits", "--net_size", "0.5", "--epochs", 1, "--batch-size", 64, "--out", out)
     stopped = started(*command)
+    assert stopped.stdout is not None
     stopped.stdout.close()  # as behind head: nobody reads along
     while not (out / "metrics.jsonl").exists() and stopped.poll() is None:
         time.sleep(0.01)
     stopped.terminate()
     _, stderr = stopped.communicate(timeout=600)
     assert stopped.returncode == 143
-    step = int(re.fullmatch(r"train.py: interrupted after (\d+) of 22 steps, which are saved in .*\n", stderr)[1])
+    said = re.fullmatch(r"train.py: interrupted after (\d+) of 22 steps, which are saved in .*\n", stderr)
+    assert said, stderr
+    step = int(said[1])
 
     result = train(*command)
     assert result.returncode == 0, result.stderr
@@ -124,7 +128,7 @@ def test_a_recipe_sets_defaults_and_options_come_first():
     fast = RECIPES["fast"]
     assert parse(["--recipe", "fast"]) == Config(**fast) != Config()
     assert parse(["--recipe", "imagenet"]) == Config(**RECIPES["imagenet"])
-    assert parse(["--batch-size", "32", "--recipe=fast"]) == Config(**fast | {"batch_size": 32})
+    assert parse(["--batch-size", "32", "--recipe=fast"]) == dataclasses.replace(Config(**fast), batch_size=32)
     with pytest.raises(OptionError, match="invalid choice 'slow'"):
         parse(["--recipe", "slow"])
 
@@ -174,6 +178,7 @@ def test_a_truncated_archive_is_one_line(tmp_path):
 
 def test_an_interrupt_is_one_line(tmp_path):
     process = started("--dataset", "digits", "--net_size", "0.5", "--out", tmp_path / "out")
+    assert process.stdout is not None
     assert process.stdout.readline().startswith("data")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=600)

@@ -6,10 +6,12 @@ import shutil
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from flax_shufflenet.datasets import cifar, data, splits_cache
 from flax_shufflenet.errors import TrainingError
@@ -46,7 +48,8 @@ def test_an_archive_on_disk_becomes_a_tfds_dataset(request, fixture, train, test
     assert cifar.class_names(builder)[3] == ("batc3" if labels == 1 else "fine3")
 
     # And TFDS's own, unmodified reader finds the same there.
-    source = tfds.data_source(builder.name, data_dir=tiny.folder, download=False)["train"]
+    sources: Any = tfds.data_source(builder.name, data_dir=tiny.folder, download=False)
+    source = sources["train"]
     assert len(source) == len(splits.train_labels)
     np.testing.assert_array_equal(source[0]["image"], splits.train_images[0])
     assert source[0]["label"] == splits.train_labels[0]
@@ -69,8 +72,12 @@ def test_a_truncated_archive_is_refused(tiny_cifar10):
 
 def test_nothing_of_an_archive_is_extracted(tiny_cifar10, tmp_path):
     """Members are read by name: others, wherever they point, are passed over."""
+    members = []
     with tarfile.open(tiny_cifar10.archive) as tar:
-        members = [(member, tar.extractfile(member).read()) for member in tar]
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            members.append((member, file.read()))
     outside = tarfile.TarInfo("../outside.txt")
     outside.size = 4
     link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
@@ -80,7 +87,7 @@ def test_nothing_of_an_archive_is_extracted(tiny_cifar10, tmp_path):
         tar.addfile(link)
         for member, content in members:
             tar.addfile(member, io.BytesIO(content))
-    info = tfds.core.download.checksums.compute_url_info(tiny_cifar10.archive)
+    info = compute_url_info(tiny_cifar10.archive)
     url = next(iter(tiny_cifar10.builder.url_infos))
     tiny_cifar10.builder.url_infos = {url: info}
     splits = cifar.decode(cifar.open_builder(tiny_cifar10.builder, tiny_cifar10.folder))
@@ -92,7 +99,7 @@ def test_nothing_of_an_archive_is_extracted(tiny_cifar10, tmp_path):
 def test_an_archive_without_a_needed_file_is_named(tiny_cifar10):
     with tarfile.open(tiny_cifar10.archive, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin"))
-    info = tfds.core.download.checksums.compute_url_info(tiny_cifar10.archive)
+    info = compute_url_info(tiny_cifar10.archive)
     tiny_cifar10.builder.url_infos = {next(iter(tiny_cifar10.builder.url_infos)): info}
     with pytest.raises(TrainingError, match=r"has no cifar-10-batches-bin/data_batch_1\.bin"):
         cifar.open_builder(tiny_cifar10.builder, tiny_cifar10.folder)
@@ -145,6 +152,7 @@ def test_decoded_images_come_from_the_cache_until_the_folder_changes(tiny_cifar1
     (cached,) = cache_home.rglob("cifar10-*.npz")
 
     marked = splits_cache.read(cached)
+    assert marked is not None
     marked.train_images[0] = 7
     splits_cache.write(cached, marked)
     assert (data.load("cifar10", tiny_cifar10.folder).train_images[0] == 7).all()
@@ -180,8 +188,8 @@ def test_digits_are_scikit_learns_in_a_fixed_stratified_split(tmp_path):
     assert dataset.train_images.shape == (1437, 32, 32, 3)
     assert dataset.test_images.shape == (360, 32, 32, 3)
     assert not dataset.flip
-    shares = [np.bincount(labels) / len(labels) for labels in (dataset.train_labels, dataset.test_labels)]
-    np.testing.assert_allclose(*shares, atol=0.004)
+    train, test = (np.bincount(labels) / len(labels) for labels in (dataset.train_labels, dataset.test_labels))
+    np.testing.assert_allclose(train, test, atol=0.004)
     np.testing.assert_allclose((dataset.train_images / 255).mean((0, 1, 2)), dataset.mean)
     np.testing.assert_allclose((dataset.train_images / 255).std((0, 1, 2)), dataset.std)
     again = data.load("digits", tmp_path)

@@ -59,6 +59,7 @@ def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterw
     assert found["accuracy"] == last["test_accuracy"]
 
     again = read_init(Config(init=out / "net.safetensors", dataset=str(coloured)))
+    assert again is not None
     assert (again.expected.bgr, again.expected.size, again.assumed) == (True, 224, "")
 
 

@@ -62,12 +62,14 @@ def test_the_classifier_learns_as_a_layer_of_pytorch_on_features_in_eval_mode(sm
     sgd = torch.optim.SGD(layer.parameters(), 0.125, 0.75, weight_decay=0.25, nesterov=True)
 
     train_set = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    images, labels = make_batch(0, *train_set, program.order(1), config, dataset)
+    order = program.order(1)
+    assert order is not None
+    images, labels = make_batch(0, *train_set, order, config, dataset)
     loss = torch.nn.functional.cross_entropy(layer(to_torch(model.features(images))), to_torch(labels).long())
     loss.backward()
     sgd.step()
 
-    state, metrics = program.step(program.initial, program.order(1))
+    state, metrics = program.step(program.initial, order)
     after = program.net(state).classifier
     assert abs(float(metrics.loss) - loss.item()) <= FLOAT64_BAR * loss.item()
     assert relative_difference(np.asarray(after.kernel).T, layer.weight.detach().numpy()) <= FLOAT64_BAR
@@ -125,7 +127,7 @@ def test_a_frozen_run_that_is_stopped_ends_with_the_same_bits(tmp_path, small_da
         with pytest.raises(Interrupted):
             loop.train(Config(out=tmp_path / "two", **options))
     with pytest.raises(TrainingError, match=r"^--freeze is none, but .* was started with backbone"):
-        loop.train(Config(out=tmp_path / "two", **options | {"freeze": "none"}))
+        loop.train(dataclasses.replace(Config(out=tmp_path / "two", **options), freeze="none"))
     loop.train(Config(out=tmp_path / "two", **options))
     one, two = ((tmp_path / name / "net.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two

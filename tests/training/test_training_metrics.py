@@ -6,7 +6,7 @@ import math
 import struct
 
 import pytest
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made on import
 
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.runs.metrics import MetricsWriter
@@ -29,7 +29,7 @@ def read_scalars(folder):
     content, found = path.read_bytes(), {}
     while content:
         (length,) = struct.unpack_from("<Q", content)
-        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        event = Event.FromString(content[12 : 12 + length])
         found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         content = content[12 + length + 4 :]
     return found

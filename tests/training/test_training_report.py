@@ -28,6 +28,7 @@ def run_folder(tmp_path, small_dataset):
     """A finished run of one epoch. Its net takes every image for class "a", with a probability of 80 %."""
     model = fs.ShuffleNetV2(TINY, rngs=nnx.Rngs(0))
     model.classifier.kernel[...] *= 0
+    assert model.classifier.bias is not None
     model.classifier.bias[...] = np.log(np.array([0.8, 0.1, 0.1], np.float32))
     fs.save(model, tmp_path / "net.safetensors")
     right = int(np.sum(small_dataset.test_labels == 0))
@@ -92,6 +93,7 @@ def test_a_net_without_mistakes_has_no_hardest_images(run_folder, small_dataset)
 
 def test_the_hardest_are_the_surest_mistakes_worst_first(run_folder, small_dataset, monkeypatch):
     model = fs.load(run_folder / "net.safetensors")
+    assert model.classifier.bias is not None
     model.classifier.bias[...] = np.log(np.array([0.15, 0.8, 0.05], np.float32))
     fs.save(model, run_folder / "net.safetensors")
     seen = []
@@ -114,7 +116,7 @@ def test_any_class_name_can_be_drawn():
     names = ["$x_$", "\u96ea", "a$", "long" * 40]
     assert plots.confusion(np.eye(4, dtype=int), names, "names").startswith(b"\x89PNG")
     image = np.zeros((8, 12, 3), np.uint8)
-    assert plots.hardest([plots.HardImage(image, *names[:2], 0.5)], "names").startswith(b"\x89PNG")
+    assert plots.hardest([plots.HardImage(image, names[0], names[1], 0.5)], "names").startswith(b"\x89PNG")
 
 
 def test_a_report_that_cannot_be_made_is_one_line(run_folder, small_dataset, capsys):

@@ -27,12 +27,17 @@ with claim(Path(sys.argv[1]), print):
 """
 
 
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 @pytest.fixture
 def running(tmp_path):
     """Another process whose run is going on in the folder ``out``."""
     command = [sys.executable, "-c", RUNNING, str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "running\n"
+        assert first_line(process) == "running\n"
         yield process
         process.kill()
 
@@ -40,9 +45,9 @@ def running(tmp_path):
 def test_a_second_run_is_refused_with_the_first_ones_process(tmp_path, running):
     out = tmp_path / "out"
     said = rf"^another run is writing to {re.escape(str(out))} \(process {running.pid} on .+\): wait for it, or choose "
-    for options in ({}, {"force": True}):
+    for force in (False, True):
         with pytest.raises(TrainingError, match=said):
-            loop.train(Config(out=out, dataset="digits", net_size=0.5, **options))
+            loop.train(Config(out=out, dataset="digits", net_size=0.5, force=force))
     assert [path.name for path in out.iterdir()] == [LOCK_FILE]
 
 
@@ -59,7 +64,7 @@ def test_only_one_of_many_that_start_together_gets_the_folder(tmp_path):
     command = [sys.executable, "-c", RUNNING, str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
-    refused = [process for process in processes if process.stdout.readline() != "running\n"]
+    refused = [process for process in processes if first_line(process) != "running\n"]
     assert len(refused) == 3
     for process in processes:
         _, stderr = process.communicate()

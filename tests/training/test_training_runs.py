@@ -41,6 +41,8 @@ def write_run(folder, epochs=(), end="", **options):
 def test_a_run_that_is_being_written_is_read_as_far_as_it_goes(tmp_path):
     run = read_run(write_run(tmp_path / "run", [epoch(1, 0.25), epoch(2, 0.75), epoch(3, 0.5)], end='{"epoch": 4, "te'))
     assert [record["epoch"] for record in run.epochs] == [1, 2, 3]
+    assert run.last is not None
+    assert run.best is not None
     assert run.last["test_accuracy"] == 0.5
     assert run.best["epoch"] == 2
     assert run.seconds == 30

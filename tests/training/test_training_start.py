@@ -162,12 +162,14 @@ def test_a_folders_images_get_the_size_that_the_net_expects(saved, tmp_path, fie
 def test_a_net_gets_the_values_that_it_was_trained_with(saved, small_dataset):
     told = {"mean": "[0.1, 0.2, 0.3]", "std": "[0.4, 0.5, 0.6]", "channel_order": '"bgr"'}
     file = start.read_init(Config(init=saved(told)))
+    assert file is not None
     dataset = start.as_expected(small_dataset, file)
     assert (dataset.mean, dataset.std, dataset.bgr) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True)
     assert file.assumed == ""
     assert start.as_expected(small_dataset, None) is small_dataset
 
     file = start.read_init(Config(init=saved({"layout": "megvii"})))
+    assert file is not None
     dataset = start.as_expected(small_dataset, file)
     assert (dataset.mean, dataset.std, dataset.bgr) == ((0.0,) * 3, (1 / 255,) * 3, True)
     assert file.assumed == "the paper authors', values from 0 to 255"
@@ -188,6 +190,7 @@ def test_every_familys_net_is_given_images_that_it_takes(tmp_path, family):
     )
     config = Config(init=tmp_path / "net.safetensors", dataset=str(tmp_path))
     file = start.read_init(config)
+    assert file is not None
     small_stem = family in ("seed", "kuangliu", "chenyaofo", "weiaicunzai")
     assert start.image_size(config, file) == (32 if small_stem else 224)
     assert file.expected.bgr == (family in ("megvii", "nanodet", "fastestdet"))

@@ -226,6 +226,7 @@ def test_where_a_process_that_reads_images_is_killed_it_is_one_line(folder):
     stream = streaming.BatchStream(open_stream(folder), seed=3, epochs=50, batch_size=4, workers=1)
     stream.next_batch()
     (reader,) = multiprocessing.active_children()
+    assert reader.pid is not None
     os.kill(reader.pid, signal.SIGKILL)
     said = r"^a process that reads images has ended \(Worker process .* code -9\): where memory"
     with pytest.raises(TrainingError, match=said):

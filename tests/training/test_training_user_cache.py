@@ -78,16 +78,19 @@ def test_a_user_without_a_name_and_a_home_has_no_cache():
 
 
 def test_the_cache_folder_is_made(cache_home):
-    assert user_cache.folder() == cache_home / "flax_shufflenet"
-    assert user_cache.folder().is_dir()
+    made = cache_home / "flax_shufflenet"
+    assert user_cache.folder() == made
+    assert made.is_dir()
 
 
 def test_the_longest_unused_are_removed_first(cache_home):
     kept = user_cache.folder()
+    assert kept is not None
     (kept / "compiled").mkdir()
     for age, name in enumerate(["images.npz", "compiled/new", "compiled/old", "older.npz"]):
         (kept / name).write_bytes(bytes(100))
-        os.utime(kept / name, (1e9 - 1000 * age,) * 2)
+        used = 1e9 - 1000 * age
+        os.utime(kept / name, (used, used))
     os.utime(kept / "older.npz", (1e9 + 5000, 1e9 - 5000))  # an old file that was read since
     user_cache.prune(400)
     assert len([path for path in kept.rglob("*") if path.is_file()]) == 4
