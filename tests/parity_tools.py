@@ -136,7 +136,9 @@ class Pair(NamedTuple):
             train_output = net(x).to(parameters)
         F.cross_entropy(train_output, torch.from_numpy(labels)).backward()
         values = dict(net.named_buffers())
-        values |= {name: parameter.grad for name, parameter in net.named_parameters()}
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None, name
+            values[name] = parameter.grad
         statistics, gradients = split_statistics(self.arrays(values))
         return Results(eval_output.numpy(), train_output.detach().numpy(), gradients, statistics)
 

@@ -1,6 +1,6 @@
 """Shuffle, split, each layer and each block alone against PyTorch, in float64 to the bar of the same function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +54,21 @@ def to_jax(tensor: torch.Tensor) -> jax.Array:
     return jnp.asarray(tensor.detach().numpy().copy())
 
 
-def copy_units(units: list[ConvBN], modules: list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]]) -> None:
+def running_statistics(bn: torch.nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance, which PyTorch changes in place."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    return bn.running_mean, bn.running_var
+
+
+def copy_units(units: Iterable[ConvBN], modules: Iterable[tuple[torch.nn.Module, torch.nn.Module]]) -> None:
+    """From pairs of a convolution and its batch normalisation."""
     for unit, (conv, bn) in zip(units, modules, strict=True):
+        assert isinstance(conv, torch.nn.Conv2d)
+        assert isinstance(bn, torch.nn.BatchNorm2d)
         unit.conv.kernel[...] = to_jax(conv.weight.permute(2, 3, 1, 0))
         unit.bn.scale[...], unit.bn.bias[...] = (to_jax(p) for p in (bn.weight, bn.bias))
-        unit.bn.mean[...], unit.bn.var[...] = (to_jax(b) for b in (bn.running_mean, bn.running_var))
+        unit.bn.mean[...], unit.bn.var[...] = map(to_jax, running_statistics(bn))
 
 
 def basic_block(channels: int, split_ratio: float = 0.5) -> tuple[fs.BasicBlock, torch.nn.Module]:
@@ -126,6 +136,7 @@ def test_block_in_train_mode_with_every_gradient_and_statistic(block: str, shape
     gradient = jax.jit(jax.grad(weighted_sum, (0, 1), has_aux=True))
     gradients, (y, new_statistics) = gradient(parameters, jnp.asarray(x))
     assert relative_difference(y, nhwc(their_y)) <= tools.FLOAT64_BAR
+    assert their_x.grad is not None
     assert relative_difference(gradients[1], nhwc(their_x.grad)) <= tools.FLOAT64_BAR
 
     # The same copy that filled our block puts PyTorch's gradients and statistics under our names.
@@ -140,12 +151,12 @@ def test_block_in_train_mode_with_every_gradient_and_statistic(block: str, shape
     _, expected_gradients, expected_statistics = functional.split(expected)
     names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(ours, nnx.Param))]
     difference, name = worst_difference(
-        dict(zip(names, gradients[0], strict=True)), dict(zip(names, expected_gradients, strict=True))
+        dict(zip(names, gradients[0], strict=True)), dict(zip(names, map(np.asarray, expected_gradients), strict=True))
     )
     assert difference <= tools.FLOAT64_BAR, name
     for a, b in zip(new_statistics, expected_statistics, strict=True):
         if jnp.issubdtype(a.dtype, jnp.floating):
-            assert relative_difference(a, b) <= tools.FLOAT64_BAR
+            assert relative_difference(a, np.asarray(b)) <= tools.FLOAT64_BAR
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e4])
@@ -155,14 +166,14 @@ def test_batch_norm_output_statistics_and_count(shape: tuple[int, ...], mean: fl
     theirs = randomise(torch.nn.BatchNorm2d(shape[-1])).double()
     ours = BatchNorm(shape[-1], param_dtype=jnp.float64)
     ours.scale[...], ours.bias[...] = (to_jax(p) for p in (theirs.weight, theirs.bias))
-    ours.mean[...], ours.var[...] = (to_jax(b) for b in (theirs.running_mean, theirs.running_var))
+    ours.mean[...], ours.var[...] = map(to_jax, running_statistics(theirs))
+    assert theirs.num_batches_tracked is not None
     before = int(theirs.num_batches_tracked)
-    for _ in range(3):
-        y = ours(jnp.asarray(x))
-        their_y = theirs(tools.to_nchw(x))
-    assert relative_difference(y, nhwc(their_y)) <= tools.FLOAT64_BAR
-    assert relative_difference(ours.mean[...], theirs.running_mean.numpy()) <= tools.FLOAT64_BAR
-    assert relative_difference(ours.var[...], theirs.running_var.numpy()) <= tools.FLOAT64_BAR
+    outputs = [(np.asarray(ours(jnp.asarray(x))), nhwc(theirs(tools.to_nchw(x)))) for _ in range(3)]
+    assert relative_difference(*outputs[-1]) <= tools.FLOAT64_BAR
+    their_mean, their_var = (tensor.numpy() for tensor in running_statistics(theirs))
+    assert relative_difference(np.asarray(ours.mean[...]), their_mean) <= tools.FLOAT64_BAR
+    assert relative_difference(np.asarray(ours.var[...]), their_var) <= tools.FLOAT64_BAR
     assert int(ours.num_batches_tracked[...]) == 3 == int(theirs.num_batches_tracked) - before
 
 
@@ -200,6 +211,7 @@ def test_max_pool_with_its_gradient_under_jit(shape: tuple[int, int, int]) -> No
     their_y.backward(tools.to_nchw(cotangent))
     y, pullback = jax.jit(lambda x: jax.vjp(max_pool, x))(jnp.asarray(x))
     np.testing.assert_array_equal(y, nhwc(their_y))
+    assert their_x.grad is not None
     assert relative_difference(pullback(jnp.asarray(cotangent))[0], nhwc(their_x.grad)) <= tools.FLOAT64_BAR
 
 
@@ -211,6 +223,8 @@ def test_convolution_with_bias(kernel_size: int) -> None:
         dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
     )  # fmt: skip
     ours.kernel[...] = to_jax(theirs.weight.permute(2, 3, 1, 0))
+    assert ours.bias is not None
+    assert theirs.bias is not None
     ours.bias[...] = to_jax(theirs.bias)
     x = tools.random_images(2, 7, 10)
-    assert relative_difference(ours(jnp.asarray(x)), nhwc(theirs(tools.to_nchw(x)))) <= tools.FLOAT64_BAR
+    assert relative_difference(np.asarray(ours(jnp.asarray(x))), nhwc(theirs(tools.to_nchw(x)))) <= tools.FLOAT64_BAR

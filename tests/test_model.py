@@ -153,9 +153,10 @@ def test_leaky_relus_and_epsilon_are_pytorchs_and_so_are_their_gradients(train: 
     x = torch.from_numpy(np.array(batch).transpose(0, 3, 1, 2).copy()).requires_grad_()
     output = theirs(x)
     output.square().sum().backward()
-    structure, *arrays = functional.split(unit)
-    ours, vjp = jax.vjp(lambda batch: structure.apply(*arrays, batch)[0], batch)
+    structure, parameters, statistics = functional.split(unit)
+    ours, vjp = jax.vjp(lambda batch: structure.apply(parameters, statistics, batch)[0], batch)
     (gradient,) = vjp(2 * ours)
+    assert x.grad is not None
     for one, other in ((ours, output.detach()), (gradient, x.grad)):
         assert relative_difference(np.asarray(one), other.numpy().transpose(0, 2, 3, 1)) <= FLOAT64_BAR
 

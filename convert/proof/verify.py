@@ -297,7 +297,7 @@ class _FlaxNet:
             self.parameters, self.statistics = jax.device_put(variables, device)
 
 
-def compiler_options(dtype: np.dtype, platform: str) -> dict[str, str | bool | int | float] | None:
+def compiler_options(dtype: np.dtype, platform: str) -> dict[str, Any] | None:
     """Float64 proves that two functions are the same, for which unoptimised machine code does, and is ready sooner."""
     in_haste = dtype == np.float64 and platform == "cpu"
     return {"xla_backend_optimization_level": 0} if in_haste else None
@@ -319,9 +319,7 @@ class _Traced:
 
     def run(self) -> _Run:
         with jax.enable_x64(True):
-            compiled = self._lowered.compile(
-                compiler_options=self._compiler_options  # pyright: ignore[reportArgumentType]
-            )
+            compiled = self._lowered.compile(compiler_options=self._compiler_options)
             output, layers = compiled(*self._inputs)
             return _Run(np.asarray(output), {name: np.asarray(value) for name, value in layers.items()})
 

@@ -279,7 +279,9 @@ def test_a_write_that_fails_is_one_line(tmp_path, file_size_limit):
     assert why_no_room(raised.value) == "File too large"
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     with Checkpoints(tmp_path) as saved:
-        assert saved.restore(state, lambda _: None, print).step == 1
+        restored = saved.restore(state, lambda _: None, print)
+        assert restored is not None
+        assert restored.step == 1
 
 
 @pytest.mark.parametrize("limit", [2_000, 6_000])  # bytes: the metrics, the net or a checkpoint meet it
@@ -388,9 +390,10 @@ def test_other_dropped_exceptions_are_told_as_before_and_late_reads_never(tmp_pa
 
 
 def test_a_command_ends_by_an_interrupt_that_python_drops(capsys, monkeypatch):
+    def job(_: ImageOptions) -> int:
+        interrupted_while_collecting_garbage(signal.SIGINT)
+        return 0
+
     monkeypatch.setattr(sys, "argv", ["predict"])
-    code = command_line.run(
-        "python -m some.predict", ImageOptions, lambda _: interrupted_while_collecting_garbage(signal.SIGINT)
-    )
-    assert code == 130
+    assert command_line.run("python -m some.predict", ImageOptions, job) == 130
     assert capsys.readouterr().err == "predict: interrupted\n"
