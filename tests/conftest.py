@@ -38,9 +38,11 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share fixtures and programs: they go to one worker, where they name no group of their own.
 
-    Those that do compile for the longest, and come first, so that no worker waits for the other at the end.
+    Those that do compile for the longest, and come first, then the files with slow tests, so that no worker waits for
+    the other at the end.
     """
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path not in slow))
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))

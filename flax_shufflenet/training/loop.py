@@ -1,13 +1,9 @@
 """A training run from start to end: data, net, epochs, the saved net."""
 
-import collections
 import contextlib
 import dataclasses
-import functools
 import json
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,7 +15,7 @@ from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.runs.metrics import MetricsWriter
 from flax_shufflenet.runs.run import METRICS_FILE
 from flax_shufflenet.system import allocator, user_cache
-from flax_shufflenet.system.interruption import Interrupted, Interruption
+from flax_shufflenet.system.interruption import Interruption
 from flax_shufflenet.system.platforms import check_platforms
 from flax_shufflenet.training import checkpoints, devices, pipeline, processes, run_folder
 from flax_shufflenet.training.checkpoints import Checkpoints
@@ -27,26 +23,20 @@ from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.description import (
     StartLines,
     describe_run,
-    epoch_line,
     net_metadata,
     print_start,
-    progress_bar,
 )
+from flax_shufflenet.training.epochs import Epochs, Start, evaluation_of
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.identity import check_same, identity
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.report import try_report
 from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
-from flax_shufflenet.training.step import TrainState
-from flax_shufflenet.training.totals import EpochTotals, Sums
 from flax_shufflenet.weights import read_metadata, save
 
 NET_FILE = "net.safetensors"
 BEST_FILE = "best.safetensors"
 CHECKPOINTS = "checkpoints"
-
-# Metrics are fetched this many steps late, so that the device always has the next steps at hand.
-_STEPS_AHEAD = 4
 
 
 def train(config: Config) -> Evaluation:
@@ -119,10 +109,12 @@ def _train(config: Config, console: Console) -> Evaluation:
                 MetricsWriter(metrics_file, start.records, tensorboard=board) as metrics,
             ):
                 try:
-                    state = _epochs(config, dataset, program, start, saved, metrics, interruption, console)
+                    best_file = out_dir / BEST_FILE
+                    epochs = Epochs(config, dataset, program, start, saved, metrics, interruption, best_file)
+                    state = epochs.run(console)
                 except FloatingPointError as error:
                     raise TrainingError(_not_finite(error, saved)) from None
-        evaluation = _evaluation(metrics.records[-1])
+        evaluation = evaluation_of(metrics.records[-1])
         if writes:
             save(program.net(state), out_dir / NET_FILE, net_metadata(config, dataset, evaluation, config.epochs))
     if writes:
@@ -155,17 +147,7 @@ def _remove_results(out_dir: Path) -> None:
         (out_dir / name).unlink(missing_ok=True)
 
 
-class _Start(NamedTuple):
-    """Where a run starts from: the steps done, and what they left."""
-
-    step: int
-    state: TrainState
-    identity: dict[str, Any]
-    records: list[dict[str, Any]]
-    sums: Sums | None = None
-
-
-def _start(config: Config, dataset: AnyDataset, program: Program, saved: Checkpoints, console: Console) -> _Start:
+def _start(config: Config, dataset: AnyDataset, program: Program, saved: Checkpoints, console: Console) -> Start:
     """The newest checkpoint, or the very beginning."""
     ours = identity(config, dataset, program.architecture)
     description = describe_run(config, dataset)
@@ -184,101 +166,14 @@ def _start(config: Config, dataset: AnyDataset, program: Program, saved: Checkpo
     if found is None:
         if config.resume:
             raise TrainingError(f"--resume: there is no checkpoint in {saved.folder} to go on from")
-        return _Start(0, program.initial, ours, [description])
+        return Start(0, program.initial, ours, [description])
     console.print(f"resume  {saved.path(found.step)}, {found.step} of {program.total_steps} steps are done")
     program.feed.restore(found.record["feed"])
     records = found.record["metrics"]
     for name in ("device", "devices", "processes", "platform", "versions"):
         if records[0].get(name) != description[name]:
             console.print(f"resume  {name} was {records[0].get(name)} and is {description[name]}: bits may differ")
-    return _Start(found.step, found.state, ours, records, found.record["sums"])
-
-
-def _epochs(
-    config: Config,
-    dataset: AnyDataset,
-    program: Program,
-    start: _Start,
-    saved: Checkpoints,
-    metrics: MetricsWriter,
-    interruption: Interruption,
-    console: Console,
-) -> TrainState:
-    """Goes through the epochs that are left, saves on the way, and returns the last state.
-
-    Raises:
-        FloatingPointError: a loss or a parameter is not finite.
-        Interrupted: after the state was saved.
-    """
-    state, sums = start.state, start.sums
-    best = max((_evaluation(record).accuracy for record in metrics.records[1:]), default=-math.inf)
-
-    def keep(step: int, sums: Sums | None = None, *, best: bool = False) -> None:
-        record = {
-            "identity": start.identity,
-            "metrics": list(metrics.records),
-            "sums": sums,
-            "feed": program.feed.state(),
-        }
-        saved.save(step, state, record, best=best)
-
-    with progress_bar(console) as progress:
-        bar = progress.add_task("", total=program.total_steps, completed=start.step, figures="first step", best=best)
-        for epoch in range(start.step // program.steps_per_epoch + 1, config.epochs + 1):
-            last = epoch * program.steps_per_epoch
-            first = max(start.step, last - program.steps_per_epoch) + 1
-            order = program.order(epoch)
-            learning_rate = program.learning_rate(last)
-            totals = EpochTotals(config.batch_size, epoch, config.epochs, sums)
-            pending = collections.deque()
-            for number in range(first, last + 1):
-                state, step_metrics = program.step(state, order)
-                pending.append((number, step_metrics))
-                signal_number, due = _wishes(interruption, saved) if processes.may_ask(number) else (None, False)
-                stop = signal_number is not None or due
-                while len(pending) > (0 if stop or number == last else _STEPS_AHEAD):
-                    totals.add(*pending.popleft())
-                    progress.update(bar, advance=1, figures=totals.figures())
-                # The last step is saved together with the evaluation.
-                if stop and number < last:
-                    keep(number, totals.sums)
-                    _end_if_interrupted(signal_number, number, program, saved)
-
-            record, evaluation = totals.finish(last, learning_rate, functools.partial(program.evaluate, state))
-            if config.ema:
-                raw = program.evaluate_raw(state)
-                record |= {"raw_test_loss": raw.loss, "raw_test_accuracy": raw.accuracy}
-            metrics.write(record)
-            progress.console.print(epoch_line(record, config.epochs))
-            better = evaluation.accuracy > best
-            if better and processes.is_first_process():
-                # Before the checkpoint: once that is there, this epoch is never run again.
-                save(program.net(state), config.out_dir / BEST_FILE, net_metadata(config, dataset, evaluation, epoch))
-            best = max(best, evaluation.accuracy)
-            progress.update(bar, best=best)
-            keep(last, best=better)
-            sums = None
-            if epoch < config.epochs:
-                _end_if_interrupted(_wishes(interruption, saved)[0], last, program, saved)
-        saved.wait()
-    return state
-
-
-def _wishes(interruption: Interruption, saved: Checkpoints) -> tuple[int | None, bool]:
-    """The signal that a process got, if one did, and whether it is time for a checkpoint: as one for all processes."""
-    signal_number, due = processes.highest(interruption.signal_number or 0), processes.highest(saved.due())
-    return signal_number or None, bool(due)
-
-
-def _end_if_interrupted(signal_number: int | None, step: int, program: Program, saved: Checkpoints) -> None:
-    if signal_number is None:
-        return
-    saved.wait()
-    raise Interrupted(
-        signal_number,
-        f"interrupted after {step} of {program.total_steps} steps, which are saved in {saved.path(step)}; "
-        "the same command goes on from there, if it is given without --force",
-    )
+    return Start(found.step, found.state, ours, records, found.record["sums"])
 
 
 def _not_finite(error: FloatingPointError, saved: Checkpoints) -> str:
@@ -286,9 +181,3 @@ def _not_finite(error: FloatingPointError, saved: Checkpoints) -> str:
     step = saved.latest_step()
     good = "there is no checkpoint" if step is None else f"the last good checkpoint is {saved.path(step)}"
     return f"{error}: try a smaller --learning_rate, with --force or in another --out; {good}"
-
-
-def _evaluation(record: dict[str, Any]) -> Evaluation:
-    """The test result in an epoch's record, where JSON has null for what is not finite."""
-    values = (record["test_loss"], record["test_accuracy"])
-    return Evaluation(*(math.nan if value is None else value for value in values))
