@@ -220,55 +220,84 @@ def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool)
 
 def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str, torch.Tensor], list[str], bool]:
     """The net's tensors under the layout's own names; notes on the head and on what was left; counts absent?"""
-    layout, prefix = candidate.layout, candidate.prefix
-    named = {layout.root + name.removeprefix(prefix): t for name, t in own.items() if name.startswith(prefix)}
-    trunk = {name: tensor for name, tensor in named.items() if not name.startswith(f"{layout.head}.")}
-    headless = dataclasses.replace(infer_architecture(layout, trunk), num_classes=0)
-    trunk_names = set(torch_names(layout, headless).values())
+    layout = candidate.layout
+    headless, trunk = _headless(candidate, own)
+    names = set(torch_names(layout, headless).values())
     found, rest = {}, {}
     for name, tensor in own.items():
-        own_name = layout.root + name.removeprefix(prefix)
-        if name.startswith(prefix) and own_name in trunk_names:
+        own_name = _own_name(candidate, name)
+        if own_name in names:
             found[own_name] = tensor
         else:
             rest[name] = tensor
     parametrised.check_none([name for name in own if name not in rest], candidate.parametrised)
     misfits.check_normalisations(layout, headless, trunk)
-    notes = []
-    ignored = [name for name in rest if name.rpartition(".")[2] in _BYSTANDERS]
-    for name in ignored:
-        del rest[name]
-    if ignored:
-        notes.append(f"left out: {listing(ignored)}")
-
-    inside = misfits.tensors_inside(layout, headless, prefix, rest)
+    notes = _drop_bystanders(rest)
+    inside = misfits.tensors_inside(layout, headless, candidate.prefix, rest)
     if inside:
-        misfits.refuse_inside(layout, headless, prefix, inside)
-
-    # Old PyTorch versions did not count batches.
-    counts = [name for name in trunk_names if name.endswith(".num_batches_tracked")]
-    absent = not any(name in found for name in counts)
-    if absent:
-        found.update({name: torch.tensor(0) for name in counts})
-        notes.append("the file has no num_batches_tracked; zeros stand for them")
-
-    if backbone:
-        if rest:
-            notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
-    else:
-        head = _find_head(rest, layout, candidate.net_prefix, features=headless.features_width)
-        parametrised.check_none(head.values(), candidate.parametrised)
-        for own_name, name in head.items():
-            found[own_name] = rest.pop(name)
-        if head and (taken := head[f"{layout.head}.weight"].removesuffix(".weight")) != (
-            usual := candidate.net_prefix + layout.head
-        ):
-            notes.append(f"head: {printable(taken, 200)}, the one linear layer that fits ({usual} in this layout)")
-        if rest:
-            misfits.refuse_leftovers(layout, candidate.net_prefix, candidate.place, list(rest), list(head.values()))
+        misfits.refuse_inside(layout, headless, candidate.prefix, inside)
+    absent, said = _fill_counts(found, names)
+    notes += said
+    if not backbone:
+        notes += _take_head(found, rest, candidate, headless.features_width)
+    elif rest:
+        notes.append(f"left out: {len(rest)} tensors that are not the backbone's ({listing(list(rest))})")
     if f"{layout.head}.weight" not in found:
         notes.append("no head: the net returns its pooled features")
     return found, notes, absent
+
+
+def _own_name(candidate: _Candidate, name: str) -> str | None:
+    """The layout's own name; None for what is not after the net's prefix."""
+    prefix = candidate.prefix
+    return candidate.layout.root + name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def _headless(candidate: _Candidate, own: Tensors) -> tuple[Architecture, dict[str, torch.Tensor]]:
+    """The architecture without its classifier, and what stands after the prefix but for that, under its own names."""
+    layout = candidate.layout
+    named = {own_name: tensor for name, tensor in own.items() if (own_name := _own_name(candidate, name))}
+    trunk = {name: tensor for name, tensor in named.items() if not name.startswith(f"{layout.head}.")}
+    return dataclasses.replace(infer_architecture(layout, trunk), num_classes=0), trunk
+
+
+def _drop_bystanders(rest: dict[str, torch.Tensor]) -> list[str]:
+    """Takes them out of ``rest``; returns a note of them."""
+    dropped = [name for name in rest if name.rpartition(".")[2] in _BYSTANDERS]
+    for name in dropped:
+        del rest[name]
+    return [f"left out: {listing(dropped)}"] if dropped else []
+
+
+def _fill_counts(found: dict[str, torch.Tensor], names: set[str]) -> tuple[bool, list[str]]:
+    """Adds zeros where no batches were counted, as old PyTorch versions did not; whether it did, and a note."""
+    counts = [name for name in names if name.endswith(".num_batches_tracked")]
+    if any(name in found for name in counts):
+        return False, []
+    found.update({name: torch.tensor(0) for name in counts})
+    return True, ["the file has no num_batches_tracked; zeros stand for them"]
+
+
+def _take_head(
+    found: dict[str, torch.Tensor], rest: dict[str, torch.Tensor], candidate: _Candidate, features: int
+) -> list[str]:
+    """Moves the head's tensors from ``rest`` to ``found``; returns a note where its name is not the usual one.
+
+    Raises:
+        ConvertError: something else is left, or the head is parametrised.
+    """
+    layout = candidate.layout
+    head = _find_head(rest, layout, candidate.net_prefix, features)
+    parametrised.check_none(head.values(), candidate.parametrised)
+    for own_name, name in head.items():
+        found[own_name] = rest.pop(name)
+    if rest:
+        misfits.refuse_leftovers(layout, candidate.net_prefix, candidate.place, list(rest), list(head.values()))
+    usual = candidate.net_prefix + layout.head
+    taken = head[f"{layout.head}.weight"].removesuffix(".weight") if head else usual
+    if taken == usual:
+        return []
+    return [f"head: {printable(taken, 200)}, the one linear layer that fits ({usual} in this layout)"]
 
 
 def _find_head(rest: Tensors, layout: Layout, net_prefix: str, features: int) -> dict[str, str]:
