@@ -4,14 +4,16 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
 from convert.contents.select import find_net
-from convert.evidence.choices import Stem
-from convert.evidence.images import settle_input
+from convert.evidence.choices import ACTIVATION, Stem
+from convert.evidence.images import InputEvidence, settle_input, weigh_input
+from convert.evidence.statistics import AFTER_A_SHUFFLE, Evidence, natural_images, weigh
 from convert.layouts import LAYOUTS
 
 
@@ -67,6 +69,22 @@ def test_the_activation_is_read_from_the_statistics(slope: float, activation: st
     assert note_on("rectifier", net.notes).startswith(f"rectifier: {activation}, as its running statistics say")
 
 
+@pytest.mark.parametrize("truth", [0, 1])
+def test_the_means_lie_where_their_own_graph_puts_them_and_others_nowhere(truth: int) -> None:
+    slope = (0.0, 0.1)[truth]
+    tensors = gathered("nanodet", 0, negative_slope=slope)
+    first, second = ACTIVATION.hypotheses(small_architecture("nanodet", 0)).values()
+    found = weigh(first, second, tensors, AFTER_A_SHUFFLE)
+    assert found is not None
+    assert found.place == pytest.approx(truth, abs=0.1)
+    assert 0.99 < found.explained <= 1
+    mean = "stage2.1.branch2.1.running_mean"
+    wrong = weigh(first, second, {**tensors, mean: tensors[mean].flip(0)}, AFTER_A_SHUFFLE)
+    assert wrong is not None
+    assert wrong.explained < 0.5
+    assert weigh(first, second, {**tensors, mean: torch.zeros_like(tensors[mean])}, AFTER_A_SHUFFLE) is None
+
+
 @pytest.mark.parametrize("shuffle", ["after", "reverse"])
 def test_the_shuffle_is_read_from_the_statistics(shuffle: str) -> None:
     net = find_net(gathered("pytorchcv_b", shuffle=shuffle))
@@ -92,12 +110,36 @@ def test_statistics_that_no_graph_gathered_tell_nothing(layout: str, statistics:
     assert "the tensors cannot tell, nor do its running statistics" in note
 
 
+def test_the_noise_has_the_spectrum_and_the_colours_of_photographs() -> None:
+    images = natural_images(16, 64)
+    np.testing.assert_allclose((images.mean((0, 1, 2)), images.std((0, 1, 2))), [[0] * 3, [1] * 3], atol=1e-4)
+    frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.fftfreq(64))
+    amplitude = np.abs(np.fft.fft2(images, axes=(1, 2))).mean((0, 3))
+    slope, _ = np.polyfit(np.log(frequency[frequency > 0]), np.log(amplitude[frequency > 0]), 1)
+    assert slope == pytest.approx(-1, abs=0.01)
+    red_green, red_blue, green_blue = np.corrcoef(images.reshape(-1, 3).T)[[0, 0, 1], [1, 2, 2]]
+    # Of variances 1 for light, 1/16 for blue against yellow, and 1/100 for green against magenta.
+    assert (red_green, green_blue, red_blue) == pytest.approx((0.941, 0.941, 0.883), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("place", "explained", "says"),
+    [(-5.0, 0.9, 0), (0.03, 0.9, 0), (0.04, 1.0, None), (0.19, 1.0, None), (0.2, 0.9, 1), (5.0, 0.9, 1),
+     (0.0, 0.89, None), (1.0, 0.89, None), (1.0, float("nan"), None)],
+)  # fmt: skip
+def test_what_lies_between_two_graphs_or_on_no_line_is_not_told(place: float, explained: float, says: int) -> None:
+    assert Evidence(place, explained, (0.03, 0.2)).says == says
+
+
+LIGHT = (0.55, 0.51, 0.45)
+
+
 def of_photographs(layout: str, scale: float, offset: float, *, bgr: bool) -> dict[str, torch.Tensor]:
     """A small net with random weights, whose statistics are those of tiles of a photograph in warm light."""
     from sklearn.datasets import load_sample_image
 
     photograph = torch.tensor(load_sample_image("china.jpg")[:384, :640] / 255, dtype=torch.float32)
-    photograph = photograph / photograph.mean((0, 1)) * torch.tensor([0.55, 0.51, 0.45])
+    photograph = photograph / photograph.mean((0, 1)) * torch.tensor(LIGHT)
     tiles = photograph.unfold(0, 64, 64).unfold(1, 64, 64).reshape(-1, 3, 64, 64)  # [60, red green blue, h, w]
     images = ((tiles.flip(1) if bgr else tiles) - offset) * scale
     net = LAYOUTS[layout].build_reference(small_architecture(layout))
@@ -105,8 +147,9 @@ def of_photographs(layout: str, scale: float, offset: float, *, bgr: bool) -> di
     (stem,) = (part for part in LAYOUTS[layout].parts_of(small_architecture(layout)) if part.flax == "stem")
     conv, bn = net.get_submodule(stem.conv), net.get_submodule(stem.bn).train()
     with torch.no_grad():
+        maps = conv(images)
         for _ in range(100):
-            bn(conv(images))
+            bn(maps)
     return net.state_dict()
 
 
@@ -125,6 +168,11 @@ def test_the_images_are_read_from_the_stems_statistics(
     layout: str, scale: float, offset: float, bgr: bool, note: str, metadata: tuple | None
 ) -> None:
     tensors = of_photographs(layout, scale, offset, bgr=bgr)
+    measured = weigh_input(LAYOUTS[layout], find_net(tensors).architecture, tensors)
+    means = [(mean - offset) * scale for mean in (LIGHT[::-1] if bgr else LIGHT)]
+    assert measured is not None
+    assert measured.mean == pytest.approx(means, abs=0.05 * scale)
+    assert measured.deviation == pytest.approx(0.25 * scale, rel=0.3)
     (found,), expected = settle_input(LAYOUTS[layout], find_net(tensors).architecture, tensors)
     assert note in found
     if metadata is None:
@@ -135,6 +183,64 @@ def test_the_images_are_read_from_the_stems_statistics(
         assert (json.loads(expected["mean"])[0], json.loads(expected["std"])[0]) == (mean, std)
         assert json.loads(expected["channel_order"]) == order
         assert "unusual for this layout" in found
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "spread", "explained", "scale", "order"),
+    [
+        ((0.1, -0.4, 0.4), 1.0, 0.6, 0.0, "normalised", None),
+        ((0.1, -0.4, 0.4), 1.0, 0.61, 0.0, None, None),
+        ((0.1, 0.0, 0.1), 0.31, 0.6, 0.0, "normalised", None),
+        ((0.1, 0.0, 0.1), 0.29, 0.6, 1.0, None, None),
+        ((1.0, 0.0, 1.0), 2.9, 0.6, 0.0, "normalised", None),
+        ((1.0, 0.0, 1.0), 3.1, 0.6, 1.0, None, None),
+        ((0.1, 0.1, 0.51), 1.0, 0.6, 1.0, None, None),
+        ((0.55, 0.5, 0.45), 0.25, 1.0, 0.95, "0 to 1", "rgb"),
+        ((0.45, 0.5, 0.55), 0.25, 1.0, 0.95, "0 to 1", "bgr"),
+        ((0.5, 0.5, 0.476), 0.25, 1.0, 1.0, "0 to 1", None),
+        ((0.5, 0.5, 0.474), 0.25, 1.0, 1.0, "0 to 1", "rgb"),
+        ((0.55, 0.5, 0.45), 0.25, 1.01, 1.0, None, None),
+        ((0.55, 0.5, 0.45), 0.25, 1.0, 0.94, None, None),
+        ((0.5, 0.14, 0.5), 0.25, 1.0, 1.0, None, None),
+        ((0.5, 0.16, 0.5), 0.25, 1.0, 1.0, "0 to 1", None),
+        ((0.55, 0.5, 0.45), 0.59, 1.0, 1.0, "0 to 1", "rgb"),
+        ((0.55, 0.5, 0.45), 0.61, 1.0, 1.0, None, None),
+        ((0.99, 0.9, 0.8), 0.5, 1.0, 1.0, "0 to 1", "rgb"),
+        ((1.01, 0.9, 0.8), 0.5, 1.0, 1.0, None, None),
+        ((110.0, 120.0, 130.0), 60.0, 1.0, 1.0, "0 to 255", "bgr"),
+        ((110.0, 120.0, 130.0), 8.1, 1.0, 1.0, "0 to 255", "bgr"),
+        ((110.0, 120.0, 130.0), 7.9, 1.0, 1.0, None, None),
+        ((254.5, 220.0, 200.0), 60.0, 1.0, 1.0, "0 to 255", "rgb"),
+        ((255.5, 220.0, 200.0), 60.0, 1.0, 1.0, None, None),
+    ],
+)  # fmt: skip
+def test_images_are_told_within_limits_only(mean, deviation, spread, explained, scale, order) -> None:
+    found = InputEvidence(mean, deviation, spread, explained)
+    assert (found.scale, found.order) == (scale, order)
+
+
+def test_a_convolutions_bias_is_no_part_of_the_images_mean() -> None:
+    tensors = of_photographs("seed", 1, 0, bgr=False)
+    architecture = find_net(tensors).architecture
+    plain = weigh_input(LAYOUTS["seed"], architecture, tensors)
+    bias = torch.linspace(-1, 1, len(tensors["conv1.weight"]))
+    biased = {**tensors, "conv1.bias": bias, "bn1.running_mean": tensors["bn1.running_mean"] + bias}
+    found = weigh_input(LAYOUTS["seed"], dataclasses.replace(architecture, conv_bias=True), biased)
+    assert plain is not None
+    assert found is not None
+    assert found.mean == pytest.approx(plain.mean, rel=1e-5)
+    assert found.explained == pytest.approx(plain.explained, rel=1e-5)
+
+
+def test_channels_that_do_not_vary_have_no_say_and_six_others_are_enough() -> None:
+    tensors = of_photographs("seed", 1, 0, bgr=False)
+    architecture = find_net(tensors).architecture
+    for varying, scale in ((6, "0 to 1"), (5, None)):
+        var = tensors["bn1.running_var"].clone()
+        var[varying:] = 0
+        found = weigh_input(LAYOUTS["seed"], architecture, {**tensors, "bn1.running_var": var})
+        assert (found and found.scale) == scale
+    assert weigh_input(LAYOUTS["seed"], architecture, {**tensors, "bn1.running_mean": torch.zeros(8)}) is None
 
 
 def test_a_fresh_stem_tells_nothing_of_the_images() -> None:

@@ -202,6 +202,10 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         "do not make a seed ShuffleNetV2: layer2.1.conv2.weight is missing; layer2.1.bn2.running_mean is missing",
     ),
     "missing stem": (lambda: saved(without(small_state_dict("seed"), "conv1.weight")), "conv1.weight is missing"),
+    "missing after the last convolution": (
+        lambda: saved(without(small_state_dict("nanodet", last_width=40), "stage4.conv5.1.weight")),
+        "stage4.conv5.1.weight is missing",
+    ),
     "one count missing": (
         lambda: saved(without(small_state_dict("seed"), "bn1.num_batches_tracked")), "num_batches_tracked is missing"
     ),

@@ -10,6 +10,9 @@ from parity_tools import FLOAT32_BAR, random_images
 
 import flax_shufflenet as fs
 from convert.proof.verify import relative_difference, relative_error
+from flax_shufflenet import ops
+from flax_shufflenet.ops import branch
+from flax_shufflenet.ops.branch import Layer
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays, shapes
 
 pytestmark = pytest.mark.device
@@ -171,3 +174,25 @@ def test_one_export_serves_all_platforms_and_batches() -> None:
     any_batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n,32,32,3"), jnp.float32)
     exported = jax.export.export(jax.jit(fused), platforms=["cpu", "cuda", "tpu"])(any_batch)
     np.testing.assert_allclose(exported.call(images), fused(images), rtol=1e-4, atol=1e-5)
+
+
+def layers(kinds: str, **changes) -> list[Layer]:
+    """Of 4 channels: "d"epthwise, "p"ointwise, "r", pointwise with a ReLU, or "c", a dense convolution of 3x3."""
+    shapes = {"d": (3, 3, 1, 4), "c": (3, 3, 4, 4)}
+    made = []
+    for kind in kinds:
+        kernel = np.ones(shapes.get(kind, (1, 1, 4, 4)), np.float32)
+        made.append(Layer(kernel, np.ones(4, np.float32), 1, 4 if kind == "d" else 1, kind == "r")._replace(**changes))
+    return made
+
+
+@pytest.mark.skipif(not ops.info().engine, reason=f"the CPU engine is not used: {ops.info().why}")
+def test_the_engine_is_given_only_branches_that_it_knows() -> None:
+    maps = [jnp.ones((1, 2, 2, 4))]
+    for known in ("d", "p", "r", "dr", "pd", "rdr"):
+        assert branch.applies(maps, layers(known)), known
+    for other in ("", "c", "dd", "pp", "rr", "dpd", "pdpd", "dc"):
+        assert not branch.applies(maps, layers(other)), other
+    for kinds, change in (("d", {"relu": True}), ("p", {"stride": 2}), ("r", {"negative_slope": 0.1}),
+                          ("d", {"groups": 2}), ("p", {"bias": np.ones(4)})):  # fmt: skip
+        assert not branch.applies(maps, layers(kinds, **change)), (kinds, change)

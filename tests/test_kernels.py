@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax import Array
 from jax.test_util import check_grads
+from parity_tools import FLOAT32_BAR
 
 from flax_shufflenet.ops.batch_norm import batch_norm
 from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.ops.divided import own_rows, whole_count
 from flax_shufflenet.ops.linear import linear
+from flax_shufflenet.ops.rounding import inverse_std
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float64")]
 
@@ -118,6 +122,37 @@ def test_linear_is_the_matrix_product(features: int) -> None:
     x, kernel = random.standard_normal((3, features)), random.standard_normal((features, 7))
     y = linear(jnp.asarray(x), jnp.asarray(kernel))
     np.testing.assert_allclose(y, x @ kernel, rtol=0, atol=1e-12 * np.abs(x @ kernel).max())
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have their own product")
+@pytest.mark.parametrize("features", [1024, 2048])
+def test_linear_in_float32_is_as_exact_as_pytorch(features: int) -> None:
+    random = np.random.default_rng(0)
+    x, kernel = ((random.standard_normal(shape) + 1).astype(np.float32) for shape in ((64, features), (features, 100)))
+    exact = x.astype(np.float64) @ kernel.astype(np.float64)
+    ours, theirs = linear(jnp.asarray(x), jnp.asarray(kernel)), torch.from_numpy(x) @ torch.from_numpy(kernel)
+    assert np.linalg.norm(np.asarray(ours) - exact) <= FLOAT32_BAR * np.linalg.norm(theirs.numpy() - exact)
+
+
+@pytest.mark.usefixtures("optimised")
+def test_one_over_the_deviation_is_exact_to_the_last_bits_in_float32() -> None:
+    var = jnp.asarray(np.random.default_rng(0).uniform(0, 4, 10_000), jnp.float32)
+    exact = 1 / np.sqrt(np.asarray(var + jnp.float32(1e-5), np.float64))
+    np.testing.assert_allclose(jax.jit(inverse_std, static_argnums=1)(var, 1e-5), exact, rtol=2**-23)
+
+
+def test_devices_have_the_rows_of_their_own_images() -> None:
+    whole = jnp.arange(24.0).reshape(12, 2)
+
+    def on_one_device(own: Array) -> Array:
+        assert whole_count(len(own), "batch") == 12
+        return own_rows(whole, "batch")
+
+    rows = jax.vmap(on_one_device, axis_name="batch")(jnp.zeros((4, 3)))
+    np.testing.assert_array_equal(rows.reshape(12, 2), whole)
+    assert own_rows(whole, None) is whole
+    assert whole_count(3, None) == 3
 
 
 # Sums over few rows, many, and numbers of rows that blocks divide well, badly and not at all.

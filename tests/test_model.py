@@ -14,7 +14,7 @@ from flax import nnx
 import flax_shufflenet as fs
 from convert.proof.verify import FLOAT64_BAR, relative_difference, relative_error
 from flax_shufflenet import functional
-from flax_shufflenet.layers import ConvBN
+from flax_shufflenet.layers import ConvBN, Dropout
 from flax_shufflenet.model import max_pool
 from flax_shufflenet.shipped import nets
 from flax_shufflenet.weights import flat_arrays, from_arrays
@@ -170,6 +170,13 @@ def test_dropout_needs_a_source_of_randomness_in_train_mode_only() -> None:
         model(images(4))
     model.eval()
     np.testing.assert_array_equal(model(images(4)), model(images(4)))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    dropped = np.asarray(Dropout(0.25)(jnp.ones((100, 100)), rngs=nnx.Rngs(dropout=0)))
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.02)  # four standard deviations
+    np.testing.assert_array_equal(Dropout(0.0)(jnp.ones((2, 3)), rngs=None), np.ones((2, 3)))
 
 
 def test_fixed_pooling_says_which_images_it_takes() -> None:
