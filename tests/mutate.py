@@ -15,8 +15,13 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from cosmic_ray.work_db import use_db
-from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
+from cosmic_ray.work_db import use_db  # pyright: ignore[reportMissingImports]
+from cosmic_ray.work_item import (  # pyright: ignore[reportMissingImports]
+    MutationSpec,
+    TestOutcome,
+    WorkerOutcome,
+    WorkResult,
+)
 
 ROOT = Path(__file__).parent.parent
 
