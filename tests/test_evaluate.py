@@ -86,7 +86,9 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
     assert "a mirrored digit is no digit" in err[0]
     code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--skip_unreadable")
     assert (code, out) == (2, "")
-    assert err == ["evaluate: --skip_unreadable is for a folder of images, not for digits (see --help)"]
+    assert err == [
+        "evaluate: --skip_unreadable is for a folder of images and imagenet2012, not for digits (see --help)"
+    ]
 
 
 def test_a_converted_net_says_what_it_assumes_and_prints_a_table(net, capsys):
@@ -285,4 +287,6 @@ def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, t
     assert (code, err) == (1, [f"evaluate: {folder / 'trained.safetensors'} has 10 classes, but {tmp_path} has 2"])
     code, _, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--dataset", "cifar11")
     assert code == 2
-    assert err == ["evaluate: --dataset cifar11 is neither cifar10, cifar100, digits nor a folder (see --help)"]
+    assert err == [
+        "evaluate: --dataset cifar11 is neither cifar10, cifar100, digits, imagenet2012 nor a folder (see --help)"
+    ]

@@ -92,4 +92,4 @@ def test_characters_that_the_output_lacks_are_written_as_escapes(folder):
     assert "gr\\xf6\\xdfte\t" in line
     code, stderr = run("train.py", "--dataset", folder / "grün", **ascii_only)
     assert code == 2
-    assert stderr.endswith("n is neither cifar10, cifar100, digits nor a folder (see --help)\n")
+    assert stderr.endswith("n is neither cifar10, cifar100, digits, imagenet2012 nor a folder (see --help)\n")

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from flax_shufflenet.commands.command_line import run
 from flax_shufflenet.commands.measuring import BATCH, EvaluationSet, Result, measure
-from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_data_dir
+from flax_shufflenet.datasets.catalogue import DATASETS, SMALL, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
 from flax_shufflenet.runs.calibration import BINS
@@ -41,15 +41,16 @@ class Options(ImageOptions):
     dataset: Annotated[
         str | None,
         arg(
-            metavar="cifar10|cifar100|digits|FOLDER",
+            metavar="cifar10|cifar100|digits|imagenet2012|FOLDER",
             help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
         ),
     ] = None
-    """Whose test images to take. Of a FOLDER, those in FOLDER/test/CLASS (or val, valid, validation) or, where it
-    has no parts, in FOLDER/CLASS, without those that the net was trained on with --test_share."""
+    """Whose test images to take; of imagenet2012, the validation part. Of a FOLDER, those in FOLDER/test/CLASS (or val,
+    valid, validation) or, where it has no parts, in FOLDER/CLASS, without those that the net was trained on with
+    --test_share."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
-    """Folder of TensorFlow Datasets, where CIFAR is kept."""
+    """Folder of TensorFlow Datasets, where CIFAR and ImageNet are kept."""
 
     test_flip: bool = False
     """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
@@ -59,7 +60,8 @@ class Options(ImageOptions):
     by 4 pixels: the mean of four directions, black beyond the edge. Takes some ten times as long."""
 
     skip_unreadable: bool = False
-    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
+    """Go on without those of a FOLDER's or ImageNet's images that cannot be read, which are named; otherwise they are
+    an error."""
 
     json: bool = False
     """Print one JSON object."""
@@ -99,8 +101,8 @@ def evaluate(options: Options) -> int:
     check_dataset(dataset)
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
-    if options.skip_unreadable and dataset in DATASETS:
-        raise OptionError(f"--skip_unreadable is for a folder of images, not for {dataset}")
+    if options.skip_unreadable and dataset in SMALL:
+        raise OptionError(f"--skip_unreadable is for a folder of images and imagenet2012, not for {dataset}")
     if dataset not in DATASETS and not expected.names_known:
         assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)
@@ -162,10 +164,17 @@ def _evaluation_set(
     from flax_shufflenet.images.reading import ImageError, in_threads, read_as
 
     unreadable: list[ImageError] = []
-    if dataset in DATASETS:
+    if dataset in SMALL:
         whole = data.load(dataset, options.data_dir)
         source, class_names, labels = whole.source, whole.class_names, whole.test_labels
         fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
+    elif dataset == "imagenet2012":
+        from flax_shufflenet.datasets import imagenet
+
+        part, class_names = imagenet.validation_part(options.data_dir)
+        source, labels = str(part.place), part.labels
+        rows = range(len(labels))
+        fitted = in_threads(lambda row: read_as(part.files[row], expected.fit), rows, ahead=2 * BATCH)
     else:
         files, source = _files_of(Path(dataset), options.net, metadata)
         class_names, labels = files.class_names, files.labels

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from flax_shufflenet.errors import OptionError
 
-DATASETS = ("cifar10", "cifar100", "digits")
+SMALL = ("cifar10", "cifar100", "digits")
+"""Images of 32x32, of which all fit any memory."""
+
+DATASETS = (*SMALL, "imagenet2012")
 
 
 def check_dataset(name: str) -> None:

@@ -7,23 +7,22 @@ they prepare are the ones that ``tfds.data_source`` reads, and the reverse.
 
 import contextlib
 import io
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
-from absl import logging
+from jaxtyping import Int32, UInt8
 from PIL import Image
 from tensorflow_datasets.core.download.checksums import get_all_url_infos
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.image_classification import cifar
 
-from flax_shufflenet.datasets.splits_cache import Splits
+from flax_shufflenet.datasets.quiet_tfds import quiet
 from flax_shufflenet.errors import TrainingError, one_line
 
 # How long the download server may take to answer before it counts as out of reach. Looking up its name has no
@@ -31,6 +30,15 @@ from flax_shufflenet.errors import TrainingError, one_line
 _PROBE_SECONDS = 8
 
 _READ_AT_ONCE = 5_000
+
+
+class Splits(NamedTuple):
+    """Training and test images, and the index of each one's class."""
+
+    train_images: UInt8[np.ndarray, "train 32 32 3"]
+    train_labels: Int32[np.ndarray, " train"]
+    test_images: UInt8[np.ndarray, "test 32 32 3"]
+    test_labels: Int32[np.ndarray, " test"]
 
 
 class Cifar10(cifar.Cifar10, skip_registration=True):
@@ -87,7 +95,7 @@ def open_builder(builder_class: type[Cifar10], data_dir: Path) -> Cifar10:
         TrainingError: there is no data and no network, or what there is cannot be used.
     """
     folder = data_dir / builder_class.name / str(builder_class.VERSION)
-    with _quiet():
+    with quiet():
         try:
             builder = builder_class(data_dir=data_dir, file_format="array_record")
             prepared = builder.is_prepared()
@@ -114,7 +122,7 @@ def decode(builder: Cifar10) -> Splits:
         TrainingError: the record files are damaged, missing or of another format.
     """
     try:
-        with _quiet():
+        with quiet():
             sources = cast("Any", builder.as_data_source())
             train_images, train_labels = _decode_split(sources["train"])
             test_images, test_labels = _decode_split(sources["test"])
@@ -182,16 +190,3 @@ def _require_server(url: str, advice: str) -> None:
     thread.join(_PROBE_SECONDS)
     if failures:
         raise TrainingError(f"{url} cannot be reached ({failures[0]}): {advice}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without TFDS's advice to install OpenCV, and without progress bars where nobody watches."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -2,15 +2,16 @@
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from flax_shufflenet.datasets import splits_cache
-from flax_shufflenet.datasets.catalogue import DATASETS
+from flax_shufflenet.datasets import array_cache
+from flax_shufflenet.datasets.catalogue import SMALL
 from flax_shufflenet.images.preprocessing import CIFAR_STATISTICS
 
 
@@ -86,7 +87,7 @@ def load(
     """
     if name == "digits":
         return _digits()
-    if name not in DATASETS:
+    if name not in SMALL:
         from flax_shufflenet.datasets import image_folder
 
         return image_folder.load(Path(name), image_size, test_share=test_share, skip_unreadable=skip_unreadable)
@@ -95,12 +96,12 @@ def load(
 
     builder = cifar.open_builder(cifar.Cifar10 if name == "cifar10" else cifar.Cifar100, data_dir)
     folder = Path(builder.data_path)
-    cached = splits_cache.path_for(name, folder)
-    splits = splits_cache.read(cached)
+    cached = array_cache.path_for(name, folder)
+    splits: dict[str, Any] | None = array_cache.read(cached, cifar.Splits._fields)
     if splits is None:
-        print(f"Decoding {folder}, once", flush=True)
-        splits = cifar.decode(builder)
-        splits_cache.write(cached, splits)
+        print(f"Decoding {folder}, once", file=sys.stderr)
+        splits = cifar.decode(builder)._asdict()
+        array_cache.write(cached, splits)
     mean, std = CIFAR_STATISTICS[name]
     return Dataset(
         name=name,
@@ -109,7 +110,7 @@ def load(
         mean=mean,
         std=std,
         flip=True,
-        **splits._asdict(),
+        **splits,
     )
 
 

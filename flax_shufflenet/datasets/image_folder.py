@@ -106,9 +106,9 @@ def decode(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Dataset:
     train_images, train_labels, unreadable = _decode(train, image_size)
     test_images, test_labels, unreadable_too = _decode(test, image_size)
     refuse_or_skip([*unreadable, *unreadable_too], folder, skip=skip_unreadable)
-    refuse_empty(train, train_labels, test, test_labels)
+    refuse_empty(train.folder, train.class_names, train_labels, test.folder, test_labels)
     mean, std = channel_statistics(train_images)
-    refuse_one_colour(train, std)
+    refuse_one_colour(train.folder, std)
     return Dataset(
         **parts.facts,
         train_images=train_images,
@@ -295,24 +295,25 @@ def refuse_or_skip(unreadable: Sequence[ImageError], folder: Path, *, skip: bool
 
 
 def refuse_empty(
-    train: ImageFiles,
+    train: Path,
+    class_names: Sequence[str],
     train_labels: Int32[np.ndarray, " train"],
-    test: ImageFiles,
+    test: Path,
     test_labels: Int32[np.ndarray, " test"],
 ) -> None:
     """Raises:
     TrainingError: of these labels, those of the images that can be read, a class has none in training, or the test.
     """
-    left = np.bincount(train_labels, minlength=len(train.class_names))
+    left = np.bincount(train_labels, minlength=len(class_names))
     if not left.all():
-        raise TrainingError(f"{train.folder / train.class_names[left.argmin()]}: no image that can be read to train on")
+        raise TrainingError(f"{train / class_names[int(left.argmin())]}: no image that can be read to train on")
     if not len(test_labels):
-        raise TrainingError(f"{test.folder}: no image that can be read to test on")
+        raise TrainingError(f"{test}: no image that can be read to test on")
 
 
-def refuse_one_colour(train: ImageFiles, std: Sequence[float]) -> None:
+def refuse_one_colour(train: Path, std: Sequence[float]) -> None:
     """Raises:
     TrainingError: a channel of the training images has this standard deviation of 0, by which it cannot be divided.
     """
     if min(std) == 0:
-        raise TrainingError(f"{train.folder}: all its images are of one colour")
+        raise TrainingError(f"{train}: all its images are of one colour")

@@ -2,14 +2,13 @@
 takes."""
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from flax_shufflenet.images.reading import opened, upright
+from flax_shufflenet.images.reading import ImageFile, opened, upright
 
 # torchvision's defaults, from Szegedy et al. (https://arxiv.org/abs/1409.4842): share of the image's area, width over
 # height, and how often it tries.
@@ -55,7 +54,9 @@ def random_box(width: int, height: int, random: np.random.Generator) -> Box:
     return Box((width - columns) // 2, (height - rows) // 2, columns, rows)
 
 
-def random_crop(path: Path, size: int, random: np.random.Generator, *, flip: bool) -> UInt8[np.ndarray, "size size 3"]:
+def random_crop(
+    file: ImageFile, size: int, random: np.random.Generator, *, flip: bool
+) -> UInt8[np.ndarray, "size size 3"]:
     """A random part of the image in a file as ``size`` x ``size`` pixels, and with ``flip`` mirrored half of the time.
 
     A JPEG file is decoded at a half, a quarter or an eighth of its size, which takes less time, where that leaves
@@ -64,7 +65,7 @@ def random_crop(path: Path, size: int, random: np.random.Generator, *, flip: boo
     Raises:
         ImageError: it cannot be read.
     """
-    with opened(path) as image:
+    with opened(file) as image:
         width, height = image.size
         lies = image.getexif().get(_ORIENTATION) in _LYING
         box = random_box(height, width, random) if lies else random_box(width, height, random)

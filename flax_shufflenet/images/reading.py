@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import heapq
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,23 @@ Result = TypeVar("Result")
 
 class ImageError(ValueError):
     """A file cannot be read as an image; the message is one line that names it."""
+
+
+class EncodedImage(io.BytesIO):
+    """An image file's bytes, where it lies in a larger file; ``name`` is what errors call it."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        super().__init__(data)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:  # Pillow has it in its messages
+        return repr(self.name)
+
+
+ImageFile = Path | EncodedImage
 
 
 class Found(NamedTuple):
@@ -91,38 +109,38 @@ def _is_image_name(name: str) -> bool:
     return name.lower().endswith(ENDINGS)
 
 
-def read(path: Path) -> Image.Image:
+def read(file: ImageFile) -> Image.Image:
     """The image in a file, as people see it: mode RGB, turned upright as its EXIF data says, transparent parts on
     white, 16 bits a value scaled to 8; the first picture where there are several.
 
     Raises:
         ImageError: no such file, no image, a damaged one, or one of numbers whose range is unknown.
     """
-    with opened(path) as image:
+    with opened(file) as image:
         return upright(image)
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(file: ImageFile) -> Iterator[Image.Image]:
     """The image in a file, of which only the header is read yet; errors of what is done with it inside name the file.
 
     Raises:
         ImageError: no such file, no image, or a damaged one.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             yield image
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise ImageError(f"{file}: no such file") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError ...
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(f" {str(path)!r}", "")
-        raise ImageError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(f" {str(file)!r}", "")
+        raise ImageError(f"{file}: cannot be read as an image ({reason or type(error).__name__})") from None
 
 
-def read_as(path: Path, fit: Callable[[Image.Image], Result]) -> Result | ImageError:
+def read_as(file: ImageFile, fit: Callable[[Image.Image], Result]) -> Result | ImageError:
     """What ``fit`` makes of the image in a file; where that cannot be read, the error, so that the others go on."""
     try:
-        return fit(read(path))
+        return fit(read(file))
     except ImageError as error:
         return error
 

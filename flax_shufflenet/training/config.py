@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from flax_shufflenet.architecture import FAMILIES, preset
-from flax_shufflenet.datasets.catalogue import DATASETS, check_dataset, default_data_dir
+from flax_shufflenet.datasets.catalogue import DATASETS, SMALL, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 
 AUTO = "auto"
@@ -35,19 +35,21 @@ class TaskOptions:
     made anew if the classes are others, and it gets images as it got them before: its size, normalisation and order of
     the channels."""
 
-    dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|FOLDER")] = "cifar10"
-    """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download. Of a FOLDER,
-    the images in FOLDER/train/CLASS and FOLDER/test/CLASS (or val, valid, validation); any kind that Pillow reads."""
+    dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|imagenet2012|FOLDER")] = "cifar10"
+    """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download;
+    imagenet2012 is read as TensorFlow Datasets has prepared it, in array_record files. Of a FOLDER, the images in
+    FOLDER/train/CLASS and FOLDER/test/CLASS (or val, valid, validation); any kind that Pillow reads."""
 
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the net's)")] = None
-    """Side of the squares that a folder's images are stretched to. The other datasets are 32x32."""
+    """Side of the squares that a folder's or ImageNet's images are brought to. The other datasets are 32x32."""
 
     test_share: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(FOLDER has a test part)")] = None
     """For a FOLDER without parts, FOLDER/CLASS: the share of each class that is held out for testing, such as 0.1.
     Which images those are follows from their names alone."""
 
     skip_unreadable: bool = False
-    """Go on without those of a FOLDER's images that cannot be read, which are named; otherwise they are an error."""
+    """Go on without those of a FOLDER's or ImageNet's images that cannot be read, which are named; otherwise they are
+    an error."""
 
     data_dir: Path = dataclasses.field(default_factory=default_data_dir)
     """Folder of TensorFlow Datasets. An archive of CIFAR's home page that lies there is used; no download then."""
@@ -196,14 +198,16 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError("--freeze backbone needs a net to start from: give --init, or leave it out")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise OptionError("--tensorboard needs tensorboardX: pip install 'flax-shufflenet[tensorboard]'")
-        if self.image_size is not None and self.dataset in DATASETS:
-            raise OptionError(f"--image_size is for a folder of images; {self.dataset} is 32x32")
+        if self.image_size is not None and self.dataset in SMALL:
+            raise OptionError(f"--image_size is for a folder of images and imagenet2012; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:
             raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
-        if self.skip_unreadable and self.dataset in DATASETS:
-            raise OptionError(f"--skip_unreadable is for a folder of images, not for {self.dataset}")
-        if self.pipeline == "stream" and self.dataset in DATASETS:
+        if self.skip_unreadable and self.dataset in SMALL:
+            raise OptionError(f"--skip_unreadable is for a folder of images and imagenet2012, not for {self.dataset}")
+        if self.pipeline == "stream" and self.dataset in SMALL:
             raise OptionError(f"--pipeline stream is for a folder of images; {self.dataset} is small: leave it out")
+        if self.pipeline == "device" and self.dataset == "imagenet2012":
+            raise OptionError("--pipeline device cannot be used with --dataset imagenet2012, which is read from disk")
         if self.test_share is not None and self.dataset in DATASETS:
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:

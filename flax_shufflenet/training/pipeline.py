@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from flax_shufflenet.datasets import data
-from flax_shufflenet.datasets.catalogue import DATASETS
+from flax_shufflenet.datasets.catalogue import SMALL
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.system import memory
 from flax_shufflenet.training import devices
@@ -30,11 +30,18 @@ def load(config: Config, image_size: int) -> tuple[AnyDataset, str]:
         OptionError, TrainingError: those of ``data.load`` and ``streamed.open_stream``, or images that are to lie in
             the device's memory and do not fit.
     """
-    if config.dataset in DATASETS:
+    if config.dataset in SMALL:
         dataset = data.load(config.dataset, config.data_dir)
         needed = dataset.train_images.nbytes + dataset.test_images.nbytes
         devices.check_memory(needed, _stats(), "take a device with more memory")
         return dataset, f"device: {config.dataset} is small"
+    if config.dataset == "imagenet2012":
+        import grain
+
+        from flax_shufflenet.datasets import imagenet
+
+        dataset = imagenet.open_stream(config.data_dir, image_size, skip_unreadable=config.skip_unreadable)
+        return dataset, f"stream: {config.dataset} is read from its records"
     from flax_shufflenet.datasets import image_folder, streamed
 
     parts = image_folder.find_parts(Path(config.dataset), config.test_share)

@@ -12,7 +12,7 @@ from flax import nnx
 from flax_shufflenet import weights
 from flax_shufflenet.architecture import FAMILIES, Architecture, preset
 from flax_shufflenet.datasets import held_out
-from flax_shufflenet.datasets.catalogue import DATASETS
+from flax_shufflenet.datasets.catalogue import SMALL
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import OptionError, TrainingError, one_line
 from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
@@ -69,7 +69,7 @@ def image_size(config: Config, saved: SavedNet | None) -> int:
     """
     architecture = saved.model.architecture if saved else _new_architecture(config, num_classes=1)
     usual = saved.expected.size if saved else expected_by(architecture, {}).size
-    side = config.image_size or (_SIDE if config.dataset in DATASETS else usual)
+    side = config.image_size or (_SIDE if config.dataset in SMALL else usual)
     if saved is None and not architecture.pool_size:
         return side
     model = saved.model if saved else nnx.eval_shape(lambda: ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
@@ -78,7 +78,7 @@ def image_size(config: Config, saved: SavedNet | None) -> int:
         nnx.eval_shape(lambda model, images: model(images), model, images)
     except ValueError as error:
         which = f"--init {saved.path}" if saved else f"--family {config.family}"
-        advice = "learn from a folder of images, with" if config.dataset in DATASETS else "give"
+        advice = "learn from a folder of images, with" if config.dataset in SMALL else "give"
         raise TrainingError(
             f"{which} is made for images of {usual}x{usual} and cannot take {side}x{side}: {advice} --image_size "
             f"{usual} ({one_line(error)})"

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import compute_url_info
 
-from flax_shufflenet.datasets import cifar, data, splits_cache
+from flax_shufflenet.datasets import array_cache, cifar, data
 from flax_shufflenet.errors import TrainingError
 
 
@@ -151,10 +151,10 @@ def test_decoded_images_come_from_the_cache_until_the_folder_changes(tiny_cifar1
     first = data.load("cifar10", tiny_cifar10.folder)
     (cached,) = cache_home.rglob("cifar10-*.npz")
 
-    marked = splits_cache.read(cached)
+    marked = array_cache.read(cached, cifar.Splits._fields)
     assert marked is not None
-    marked.train_images[0] = 7
-    splits_cache.write(cached, marked)
+    marked["train_images"][0] = 7
+    array_cache.write(cached, marked)
     assert (data.load("cifar10", tiny_cifar10.folder).train_images[0] == 7).all()
 
     cached.write_bytes(cached.read_bytes()[:1000])  # a damaged cache is decoded anew

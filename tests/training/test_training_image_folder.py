@@ -280,9 +280,13 @@ def test_an_image_that_links_put_into_two_classes_or_parts_is_refused(folder, tm
 
 
 def test_a_mistyped_dataset_and_a_size_without_a_folder_are_refused(tmp_path):
-    with pytest.raises(OptionError, match=r"^--dataset cifar11 is neither cifar10, cifar100, digits nor a folder$"):
+    with pytest.raises(
+        OptionError, match=r"^--dataset cifar11 is neither cifar10, cifar100, digits, imagenet2012 nor a folder$"
+    ):
         Config(dataset="cifar11")
-    with pytest.raises(OptionError, match=r"^--skip_unreadable is for a folder of images, not for digits$"):
+    with pytest.raises(
+        OptionError, match=r"^--skip_unreadable is for a folder of images and imagenet2012, not for digits$"
+    ):
         Config(dataset="digits", skip_unreadable=True)
     with pytest.raises(OptionError, match=r"^--image_size is for a folder"):
         Config(dataset="digits", image_size=64)

@@ -211,7 +211,7 @@ def test_an_image_that_is_damaged_while_training_is_named_or_the_next_takes_its_
     images = image_folder.load(copy, 8).train_images
     order = np.asarray(epoch_order(3, 0, 14))[:8].tolist()
     damaged = order[5]
-    path = strict.train_files[damaged]
+    path = Path(str(strict.train_files[damaged]))
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(TrainingError, match=f"^{path}: cannot be read as an image .*: repair it, or .*--skip_"):
         batches_of(strict, 2)
