@@ -16,10 +16,10 @@ import flax_shufflenet as fs
 from benchmarks.worker import median_seconds
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.system import allocator
+from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.random_streams import epoch_order
-from flax_shufflenet.training.step import make_batch
 
 _BAR = 20  # times the train step's speed
 _SECONDS = 4.0  # for each measurement
@@ -50,7 +50,7 @@ def measure(net_size: float, batch_size: int, dataset: Dataset) -> tuple[float, 
     config = Config(net_size=net_size, batch_size=batch_size)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     order = epoch_order(config.seed, 0, _IMAGES)
-    batch = jax.jit(lambda step, images, labels, order: make_batch(step, images, labels, order, config, dataset))
+    batch = jax.jit(Batches.of(config, dataset).pick)
     numbers = iter(range(10**9))
     alone = median_seconds(lambda: jax.block_until_ready(batch(next(numbers), images, labels, order)), _SECONDS)
 

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.training import batches
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.random_streams import epoch_order
-from flax_shufflenet.training.step import StepMetrics, make_batch, make_schedule
+from flax_shufflenet.training.step import StepMetrics, make_schedule
 
 _TEST_BATCH = 256
 
@@ -30,9 +31,7 @@ class Batches:
         self.steps_per_epoch = self._count // config.batch_size
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
         self._arrays = images, labels
-        self._make = jax.jit(
-            lambda step, images, labels, order: make_batch(step, images, labels, order, config, dataset)
-        )
+        self._make = jax.jit(batches.Batches.of(config, dataset).pick)
         self._epoch, self._order = -1, None
 
     def __getitem__(self, step: int) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:

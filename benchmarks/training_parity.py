@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,12 +34,12 @@ from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import Functional, split
 from flax_shufflenet.images.preprocessing import expected_by
 from flax_shufflenet.training import devices
+from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.random_streams import epoch_order
 from flax_shufflenet.training.step import (
     dropout_rngs,
     initial_state,
-    make_batch,
     make_optimizer,
     make_train_step,
 )
@@ -163,7 +164,7 @@ def torch_step(case: Case, dtype: torch.dtype, *, replicas: int = 1) -> Step:
         weight_decay=case.config.weight_decay,
         nesterov=True,
     )
-    batch_of = jax.jit(lambda images, labels, order: make_batch(0, images, labels, order, case.config, case.dataset))
+    batch_of = jax.jit(partial(Batches.of(case.config, case.dataset).pick, 0))
     images, labels = batch_of(*_data(case))
     x = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()).to(dtype)
     y = torch.from_numpy(np.asarray(labels, np.int64))

@@ -1,7 +1,6 @@
 """One step of training, as a pure function of the state, the data and the seed.
 
-Which images a step sees, and how they are augmented, follows from the seed and the step's number alone. So a run
-is exactly repeatable, and all that says where it stands is ``TrainState``.
+So a run is exactly repeatable, and all that says where it stands is ``TrainState``.
 """
 
 from collections.abc import Callable
@@ -13,15 +12,14 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int32
 
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.functional import Functional
-from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import devices
-from flax_shufflenet.training.augmentation import augment, erase
 from flax_shufflenet.training.averaging import Averages, update_averages
+from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.freezing import Trained
 from flax_shufflenet.training.random_streams import Stream, step_key
@@ -111,46 +109,6 @@ def final_arrays(state: TrainState) -> tuple[list[Array], list[Array]]:
     return state.averages or (state.parameters, state.statistics)
 
 
-def make_batch(
-    step: int | Int32[Array, ""],
-    images: UInt8[Array, "train h w 3"],
-    labels: Int32[Array, " train"],
-    order: Int32[Array, " train"],
-    config: Config,
-    dataset: AnyDataset,
-) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
-    """The augmented and normalised images of step ``step``, counted from 0, and their labels.
-
-    ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch.
-    """
-    start = step % (len(dataset.train_labels) // config.batch_size) * config.batch_size
-    indices = devices.own_part(jax.lax.dynamic_slice(order, (start,), (config.batch_size,)))
-    return augmented_batch(step, images[indices], config, dataset), labels[indices]
-
-
-def streamed_batch(
-    step: int | Int32[Array, ""],
-    images: UInt8[Array, "n h w 3"],
-    labels: Int32[Array, " n"],
-    config: Config,
-    dataset: AnyDataset,
-) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
-    """The same of a batch that comes from outside the device."""
-    return augmented_batch(step, images, config, dataset), labels
-
-
-def augmented_batch(
-    step: int | Int32[Array, ""], images: UInt8[Array, "n h w 3"], config: Config, dataset: AnyDataset
-) -> Float32[Array, "n h w 3"]:
-    """The images of step ``step``, counted from 0, as the net sees them."""
-    if dataset.short_side is None:  # otherwise they come cropped and mirrored
-        images = augment(step_key(config.seed, Stream.AUGMENTATION, step), images, flip=dataset.flip)
-    batch = normalise(images, dataset.mean, dataset.std, bgr=dataset.bgr)
-    if config.random_erasing:
-        batch = erase(step_key(config.seed, Stream.ERASING, step), batch, probability=config.random_erasing)
-    return batch
-
-
 def dropout_rngs(seed: int, step: int | Int32[Array, ""]) -> nnx.Rngs:
     """What the net of step ``step``, counted from 0, draws the features from that it drops."""
     return nnx.Rngs(dropout=step_key(seed, Stream.DROPOUT, step))
@@ -222,10 +180,11 @@ def make_train_step(
     """
     update = make_update(network, optimizer, config, trained)
     in_memory = isinstance(dataset, Dataset)
-    batch_of: Callable[..., tuple[Array, Array]] = make_batch if in_memory else streamed_batch
+    batches = Batches.of(config, dataset)
+    batch_of: Callable[..., tuple[Array, Array]] = batches.pick if in_memory else batches.prepare
     arrays = (devices.REPLICATED,) * 3 if in_memory else (devices.DIVIDED,) * 2
 
     def step(state: TrainState, *arrays: Array) -> tuple[TrainState, StepMetrics]:
-        return update(state, *batch_of(state.step, *arrays, config, dataset))
+        return update(state, *batch_of(state.step, *arrays))
 
     return devices.jit(step, mesh, inputs=(devices.REPLICATED, *arrays), donate_argnums=0)

@@ -18,10 +18,10 @@ from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.system.interruption import Interrupted
 from flax_shufflenet.training import loop
+from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.program import Program
-from flax_shufflenet.training.step import make_batch
 from flax_shufflenet.weights import flat_arrays
 from tests.parity_tools import FLOAT64_BAR
 
@@ -64,7 +64,7 @@ def test_the_classifier_learns_as_a_layer_of_pytorch_on_features_in_eval_mode(sm
     train_set = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     order = program.order(1)
     assert order is not None
-    images, labels = make_batch(0, *train_set, order, config, dataset)
+    images, labels = Batches.of(config, dataset).pick(0, *train_set, order)
     loss = torch.nn.functional.cross_entropy(layer(to_torch(model.features(images))), to_torch(labels).long())
     loss.backward()
     sgd.step()
