@@ -27,6 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 import flax_shufflenet as fs
 from benchmarks.aot import compile_ahead, figures_of
+from benchmarks.collectives import Collectives
 from benchmarks.report import commit
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.functional import split
@@ -75,14 +76,18 @@ def predict(row: dict[str, Any]) -> Prediction:
     """From a row of the JSON: every operation at the peak or every byte at the memory's speed, whichever is slower;
     each collective takes as long as a number on its way between the two chips farthest apart; and of its bytes each
     chip sends 2 (n - 1) / n."""
-    chips = row["chips"]
-    number = sum(some["number"] for some in row["collectives"].values())
-    exchanged = sum(some["bytes"] for some in row["collectives"].values())
+    chips, exchanged = row["chips"], all_collectives(row)
     return Prediction(
         max(row["flops"] / PEAK_FLOPS, row["bytes_accessed"] / MEMORY_BANDWIDTH),
-        number * hops(chips) * SECONDS_PER_HOP,
-        exchanged * 2 * (chips - 1) / chips / (_links(chips) * LINK_BANDWIDTH),
+        exchanged.number * hops(chips) * SECONDS_PER_HOP,
+        exchanged.bytes * 2 * (chips - 1) / chips / (_links(chips) * LINK_BANDWIDTH),
     )
+
+
+def all_collectives(row: dict[str, Any]) -> Collectives:
+    """Of a step, whatever their kind."""
+    kinds = row["collectives"].values()
+    return Collectives(sum(some["number"] for some in kinds), sum(some["bytes"] for some in kinds))
 
 
 def hops(chips: int) -> int:
