@@ -64,7 +64,6 @@ def test_the_table_says_where_exchanging_takes_as_long_as_computing(tmp_path, mo
         {
             "chips": chips,
             "batch": batch,
-            "dtype": "float32",
             "batch_statistics": "synchronised",
             "flops": 0,
             "bytes_accessed": (1e-3 + batch * 1e-5) * scaling.MEMORY_BANDWIDTH,
@@ -73,10 +72,19 @@ def test_the_table_says_where_exchanging_takes_as_long_as_computing(tmp_path, mo
         }
         for chips, batch in ((1, 25), (1, 100), (64, 100))
     ]
-    report = {"rows": rows, "size": 1.0, "commit": "0123", "date": "2026-01-01", "versions": {"jax": "1"}}
+    report = {
+        "rows": rows,
+        "size": 1.0,
+        "dtype": "float32",
+        "commit": "0123",
+        "date": "2026-01-01",
+        "versions": {"jax": "1"},
+    }
     (tmp_path / "found.json").write_text(json.dumps(report))
     *_, one, many, _, source = tables.predicted(tmp_path / "found.json")
-    assert one == "| 1 | float32 | | | | 2.0 | 3.0 | | | | | |"
+    assert one == "| 1 | | | | 2.0 | 3.0 | | | | | |"
     # 1.4 ms are computed on 40 images; and 2 ms are 1,400 hops of 1.43 us.
-    assert many == "| 64 | float32 | synchronised | 100 | 0.00 | 2.0 | 3.0 | 1.400 | 0.000 | 0.700 | 40 | 1.4 |"
-    assert source.startswith("TPU v5e, size 1.0, batch 100 a chip: compiled and predicted, never run; commit `0123`")
+    assert many == "| 64 | synchronised | 100 | 0.00 | 2.0 | 3.0 | 1.400 | 0.000 | 0.700 | 40 | 1.4 |"
+    assert source.startswith(
+        "TPU v5e, size 1.0, float32, batch 100 a chip: compiled and predicted, never run; commit `0123`"
+    )
