@@ -123,8 +123,17 @@ def _placed(tree: Any, sharding: NamedSharding) -> Any:
 def compile_for(platform: str, program: Program) -> Figures:
     """Compiles a program for the devices that its arguments are placed on, and reads the result."""
     started = time.perf_counter()
-    compiled = program.function.trace(*program.arguments).lower(lowering_platforms=(platform,)).compile()
-    seconds = time.perf_counter() - started
+    compiled = compile_ahead(platform, program.function, program.arguments)
+    return figures_of(compiled, time.perf_counter() - started)
+
+
+def compile_ahead(platform: str, function: jax.stages.Wrapped, arguments: tuple[Any, ...]) -> jax.stages.Compiled:
+    """A jitted function, for the devices that the shapes of its arguments are placed on."""
+    return function.trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+
+
+def figures_of(compiled: jax.stages.Compiled, seconds: float) -> Figures:
+    """What the compiler counted; ``seconds`` is what compiling took."""
     cost, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
     assert memory is not None
     assert text is not None

@@ -10,7 +10,7 @@ from jax.tree_util import tree_leaves
 
 from benchmarks.collectives import Collectives, count_collectives
 from flax_shufflenet import ShuffleNetV2
-from flax_shufflenet.datasets.data import Dataset
+from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.program import Program
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
     collectives: dict[str, Collectives]
 
 
-def train_curve(model: ShuffleNetV2, config: Config, dataset: Dataset, mesh: Mesh | None) -> Curve:
+def train_curve(model: ShuffleNetV2, config: Config, dataset: AnyDataset, mesh: Mesh | None) -> Curve:
     """Trains a net as ``train.py`` does; ``mesh`` None is one device. ``model`` is in train mode."""
     program = Program(model, config, dataset, mesh)
     compiled = program.compile()
@@ -39,6 +39,7 @@ def train_curve(model: ShuffleNetV2, config: Config, dataset: Dataset, mesh: Mes
             state, metrics = program.step(state, order)
             losses.append(float(metrics.loss))
             seconds.append(time.perf_counter() - started)
+    program.feed.close()
     return Curve(
         losses,
         seconds,

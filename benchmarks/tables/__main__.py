@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import accelerator, evidence, runs, speed
+from benchmarks.tables import accelerator, evidence, runs, scaling, speed
 from benchmarks.tables.markdown import ROOT
 
 _BEGIN, _END = r"<!-- table: (\w+) ([^\n]+) -->", "<!-- end of table -->"
@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
     "accelerator_forward": accelerator.forward,
     "accelerator_depthwise": accelerator.depthwise,
     "accelerator_parity": accelerator.parity,
+    "scaling": scaling.predicted,
 }
 
 
