@@ -35,6 +35,7 @@ from flax_shufflenet.functional import split
 from flax_shufflenet.images.preprocessing import CIFAR_STATISTICS
 from flax_shufflenet.system.versions import versions
 from flax_shufflenet.training import devices
+from flax_shufflenet.training.batches import as_rows
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.step import initial_state, make_optimizer, make_train_step
 
@@ -161,7 +162,7 @@ def train_step(
     placed = NamedSharding(mesh, devices.REPLICATED)
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
-        (state, dataset.train_images, dataset.train_labels, order),
+        (state, as_rows(dataset.train_images), dataset.train_labels, order),
     )
     return make_train_step(network, optimizer, config, dataset, mesh=several), arguments
 

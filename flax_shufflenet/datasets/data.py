@@ -54,6 +54,12 @@ class Dataset(DatasetFacts):
         """The images' side in pixels."""
         return self.train_images.shape[1]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image as it lies in memory."""
+        _, height, width, channels = self.train_images.shape
+        return height, width, channels
+
     def test_image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
         """One of the test images."""
         return self.test_images[row]

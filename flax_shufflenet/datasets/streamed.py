@@ -109,6 +109,11 @@ class StreamedDataset(DatasetFacts):
         crop, whole = _TESTED_SIDES
         return round(self.image_size * whole / crop)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image as a batch has it."""
+        return self.image_size, self.image_size, 3
+
     def train_image(self, row: int, random: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """One of the training images; where it is not stretched, a random part of it.
 

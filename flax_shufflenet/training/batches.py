@@ -6,6 +6,7 @@ Which images a step sees, and how they are augmented, follows from the seed and 
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt8
 
 from flax_shufflenet.datasets.streamed import AnyDataset
@@ -16,6 +17,12 @@ from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.random_streams import Stream, step_key
 
 
+def as_rows(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n pixels"]:
+    """How images lie on the device. Of images whose last axis is 3, XLA for TPUs copies all into another layout at
+    every step, before it picks a batch."""
+    return images.reshape(len(images), -1)
+
+
 class Batches(NamedTuple):
     """What batches follow from, beside the images. ``train_images`` is their number; ``cropped`` says that they come
     cropped and mirrored; ``mean`` and ``std`` are of pixel values from 0 to 1, ``bgr`` puts blue first."""
@@ -23,6 +30,7 @@ class Batches(NamedTuple):
     seed: int
     batch_size: int
     train_images: int
+    image_shape: tuple[int, int, int]
     cropped: bool
     flip: bool
     mean: tuple[float, ...]
@@ -37,6 +45,7 @@ class Batches(NamedTuple):
             seed=config.seed,
             batch_size=config.batch_size,
             train_images=len(dataset.train_labels),
+            image_shape=dataset.image_shape,
             cropped=dataset.short_side is not None,
             flip=dataset.flip,
             mean=dataset.mean,
@@ -48,17 +57,18 @@ class Batches(NamedTuple):
     def pick(
         self,
         step: int | Int32[Array, ""],
-        images: UInt8[Array, "train h w 3"],
+        images: UInt8[Array, "train ..."],
         labels: Int32[Array, " train"],
         order: Int32[Array, " train"],
     ) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
         """The images of step ``step``, counted from 0, as the net sees them, and their labels.
 
-        ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch.
+        ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch. An
+        image is [h, w, 3], or all of it in one axis.
         """
         start = step % (self.train_images // self.batch_size) * self.batch_size
         indices = devices.own_part(jax.lax.dynamic_slice(order, (start,), (self.batch_size,)))
-        return self.prepare(step, images[indices], labels[indices])
+        return self.prepare(step, images[indices].reshape(-1, *self.image_shape), labels[indices])
 
     def prepare(
         self, step: int | Int32[Array, ""], images: UInt8[Array, "n h w 3"], labels: Int32[Array, " n"]

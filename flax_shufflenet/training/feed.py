@@ -13,6 +13,7 @@ from jaxtyping import Array, Int32
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.datasets.streamed import StreamedDataset
 from flax_shufflenet.training import devices
+from flax_shufflenet.training.batches import as_rows
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.random_streams import epoch_order
 
@@ -26,7 +27,7 @@ class ResidentFeed:
         self._seed = config.seed
         self._count = len(dataset.train_labels)
         self._mesh = mesh
-        self._images, self._labels = devices.replicate((dataset.train_images, dataset.train_labels), mesh)
+        self._images, self._labels = devices.replicate((as_rows(dataset.train_images), dataset.train_labels), mesh)
 
     def order(self, epoch: int) -> Order:
         return devices.replicate(epoch_order(self._seed, epoch - 1, self._count), self._mesh)
