@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import parity_tools as tools
 import pytest
@@ -157,6 +158,25 @@ def test_block_in_train_mode_with_every_gradient_and_statistic(block: str, shape
     for a, b in zip(new_statistics, expected_statistics, strict=True):
         if jnp.issubdtype(a.dtype, jnp.floating):
             assert relative_difference(a, np.asarray(b)) <= tools.FLOAT64_BAR
+
+
+@pytest.mark.parametrize("block", ["basic-12", "down-3-to-10"])
+def test_gradients_in_eval_mode_are_those_of_finite_differences(block: str) -> None:
+    """Those of the running statistics too, which PyTorch does not have."""
+    channels, make = BLOCKS[block]
+    ours, _ = make()
+    ours.eval()
+    structure, parameters, statistics = functional.split(ours)
+    floats = [each for each in statistics if jnp.issubdtype(each.dtype, jnp.floating)]
+
+    def output(parameters, floats, x):
+        some = iter(floats)
+        whole = [next(some) if jnp.issubdtype(each.dtype, jnp.floating) else each for each in statistics]
+        return structure.apply(parameters, whole, x)[0]
+
+    x = jnp.asarray(tools.random_images(*SHAPES[1], channels))
+    # A central difference is exact to the square of its step.
+    jax.test_util.check_grads(jax.jit(output), (parameters, floats, x), 1, ["rev"], eps=1e-5, atol=1e-8, rtol=1e-7)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e4])
