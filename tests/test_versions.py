@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from flax_shufflenet import ops
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("flax_shufflenet", "convert", "torch_ref")
@@ -49,3 +51,9 @@ def test_the_engine_is_built_with_the_oldest_jaxlib_that_it_runs_with() -> None:
     oldest, _ = bounds_of(PROJECT["project"]["dependencies"])["jax"].split(",")
     major, minor = oldest.removeprefix(">=").split(".")
     assert built == f"{oldest},<{major}.{int(minor) + 1}"
+
+
+def test_a_build_of_the_engine_is_used_where_there_is_one() -> None:
+    """Otherwise the tests of the engine, which skip without it, would say nothing."""
+    builds = list((ROOT / "flax_shufflenet" / "ops").glob("_engine_*.so"))
+    assert ops.info().engine == bool(builds), ops.info().why
