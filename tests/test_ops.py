@@ -121,6 +121,12 @@ def test_depthwise_units_are_xlas(shape, side, stride, read) -> None:
     check(units.depthwise_unit_gradient(*arrays, **options), units._depthwise_gradient(*arrays, **options))
 
 
+def test_units_that_measure_nothing_have_a_zero_for_each_channel() -> None:
+    x, kernel = random(2, 3, 4, 5), random(1, 1, 5, 7, seed=1)
+    _, *statistics = units.pointwise_unit(x, kernel, epsilon=1e-5, measure=False, relu=False, first=0)
+    np.testing.assert_array_equal(jnp.stack(statistics), np.zeros((3, 7)))
+
+
 @pytest.mark.parametrize("shape", MAPS, ids=str)
 @pytest.mark.parametrize("relu", [False, True])
 def test_joins_are_xlas(shape, relu) -> None:
@@ -287,3 +293,11 @@ def test_a_build_that_this_system_cannot_load_is_not_used(tmp_path, monkeypatch)
     found = native.info.__wrapped__()
     assert not found.engine
     assert found.why.startswith("this system cannot load it: ")
+
+
+def test_a_build_that_this_jaxlib_refuses_is_not_used(monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise RuntimeError("another version of the interface\nand where it was found")
+
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
+    assert native.info.__wrapped__() == (False, "", "this jaxlib refuses it: another version of the interface")
