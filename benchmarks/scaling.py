@@ -5,7 +5,7 @@
 
 The environment is that of ``benchmarks.aot``, and as there nothing is run. Compiled is the step that train.py runs on
 CIFAR-10 in float32, size 1.0, with both kinds of batch statistics; the JSON has the compiler's counts for one chip.
-What follows from them and from v5e's published figures, ``predict`` says. Compiling takes two minutes for each of 8
+What follows from them and from v5e's published figures, ``predict`` says. Compiling takes about a minute for each of 8
 programs on two cores.
 """
 
