@@ -248,3 +248,14 @@ def test_convolution_with_bias(kernel_size: int) -> None:
     ours.bias[...] = to_jax(theirs.bias)
     x = tools.random_images(2, 7, 10)
     assert relative_difference(np.asarray(ours(jnp.asarray(x))), nhwc(theirs(tools.to_nchw(x)))) <= tools.FLOAT64_BAR
+
+
+def test_only_layers_as_the_paper_has_them_are_plain() -> None:
+    class Other(ConvBN):
+        """Which may compute anything."""
+
+    layer = {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    assert ConvBN(2, 3, **layer).is_plain
+    assert not ConvBN(2, 3, conv_bias=True, **layer).is_plain
+    assert not ConvBN(2, 3, relu=True, negative_slope=0.1, **layer).is_plain
+    assert not Other(2, 3, **layer).is_plain
