@@ -1,5 +1,6 @@
 """ImageNet as TensorFlow Datasets prepares it: JPEG files in a few large files of records, read without TensorFlow."""
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,9 @@ _READ_AT_ONCE = 256
 class Records(Files):
     """The image files of one split, in the order of its records."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        with quiet():
-            builder: Any = tfds.builder_from_directory(folder)
-            self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    def __init__(self, builder: Any, folder: Path, split: str) -> None:
+        """``builder`` is the one that TFDS makes of ``folder``."""
+        self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._place = folder / split
         self._rows = np.arange(len(self._source))
 
@@ -46,9 +46,9 @@ class Records(Files):
         return repr([(file.name, file.stat().st_size) for file in files]).encode() + self._rows.tobytes()
 
     def only(self, chosen: Bool[np.ndarray, " n"]) -> "Records":
-        other = Records(self._place.parent, self._place.name)
-        other._rows = self._rows[chosen]
-        return other
+        chosen_records = copy.copy(self)
+        chosen_records._rows = self._rows[chosen]
+        return chosen_records
 
     def labels(self) -> Int32[np.ndarray, " n"]:
         """The index of each one's class, for which all records are read."""
@@ -81,15 +81,19 @@ def _parts(data_dir: Path, splits: Sequence[str]) -> tuple[Any, ...]:
     folder = _newest(data_dir / NAME)
     try:
         with quiet():
-            features: Any = tfds.builder_from_directory(folder).info.features
-        files = {split: Records(folder, split) for split in splits}
+            builder: Any = tfds.builder_from_directory(folder)
+            files = {split: Records(builder, folder, split) for split in splits}
         labels = _labels(folder, files)
     except Exception as error:  # the readers raise plain RuntimeError, ValueError, NotImplementedError, KeyError ...
         raise TrainingError(
             f"{folder} cannot be read as a TFDS array_record dataset ({one_line(error)}): prepare it with {_PREPARE}, "
             "or choose another --data_dir"
         ) from error
-    return folder, tuple(features["label"].names), *(Part(files[key], labels[key], folder / key) for key in splits)
+    return (
+        folder,
+        tuple(builder.info.features["label"].names),
+        *(Part(files[key], labels[key], folder / key) for key in splits),
+    )
 
 
 def _newest(folder: Path) -> Path:

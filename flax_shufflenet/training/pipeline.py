@@ -36,8 +36,7 @@ def load(config: Config, image_size: int) -> tuple[AnyDataset, str]:
         devices.check_memory(needed, _stats(), "take a device with more memory")
         return dataset, f"device: {config.dataset} is small"
     if config.dataset == "imagenet2012":
-        import grain
-
+        _require_grain()
         from flax_shufflenet.datasets import imagenet
 
         dataset = imagenet.open_stream(config.data_dir, image_size, skip_unreadable=config.skip_unreadable)
@@ -48,8 +47,7 @@ def load(config: Config, image_size: int) -> tuple[AnyDataset, str]:
     needed = (len(parts.train.paths) + len(parts.test.paths)) * image_size**2 * 3
     choice = choose(config.pipeline, needed, memory.total(), _stats())
     if choice.name == "stream":
-        import grain  # noqa: F401 - where it is missing, that is said before any image is read
-
+        _require_grain()
         dataset = streamed.open_stream(parts, image_size, skip_unreadable=config.skip_unreadable)
     else:
         devices.check_memory(needed, _stats(), "stream them with --pipeline stream, or take a smaller --image_size")
@@ -68,6 +66,11 @@ def choose(asked_for: str, needed: int, machine: float, stats: devices.MemorySta
     fits = needed <= smaller * LARGEST_SHARE
     compared = f"{'within' if fits else 'more than'} {LARGEST_SHARE:.0%} of {whose} {_size(smaller)}"
     return Choice("device" if fits else "stream", f"{takes}, {compared}")
+
+
+def _require_grain() -> None:
+    """Where it is missing, that is said before any image is read."""
+    import grain  # noqa: F401
 
 
 def _stats() -> devices.MemoryStats | None:
