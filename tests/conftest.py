@@ -19,8 +19,7 @@ garbage.collect_rarely()
 
 # XLA reads the flags when JAX first asks for its devices; the commands that tests start compile as users' do.
 with pytest.MonkeyPatch.context() as patch:
-    if quick_compiling.XLA_FLAGS:
-        patch.setenv("XLA_FLAGS", f"{quick_compiling.XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}")
+    patch.setenv("XLA_FLAGS", f"{quick_compiling.XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}")
     import jax
     import torch
 
