@@ -1,16 +1,19 @@
 """JAX against PyTorch over several seeds: ``python -m benchmarks.seeds --data_dir DIR --out runs/seeds``.
 
 Trains the same net by the same recipe in both, one run after the other, each in a process of its own, and prints the
-table of the runs, then mean and spread. Runs that are finished in OUT are not repeated: an interrupted command,
-given again, goes on.
+table of the runs, then means, spreads and the difference. Runs that are finished in OUT are not repeated: an
+interrupted command, given again, goes on.
 """
 
 import argparse
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+import scipy.stats
 
 from flax_shufflenet.commands import compare
 from flax_shufflenet.runs.run import Run, duration, percent, read_run
@@ -43,11 +46,33 @@ def run_all(out: Path, seeds: Sequence[int], options: Sequence[str]) -> int:
     return 0
 
 
+def difference_interval(some: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of the mean of ``some`` less that of ``others``, at least two each, by Welch's test:
+    their spreads may differ."""
+    with warnings.catch_warnings():
+        # Of runs that all have one accuracy, which with few test images happens.
+        warnings.filterwarnings("ignore", "Precision loss occurred in moment calculation", RuntimeWarning)
+        interval = scipy.stats.ttest_ind(some, others, equal_var=False).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
+def describe_difference(accuracies: dict[str, list[float]]) -> str:
+    """How far the mean of the first of two frameworks lies above that of the second, in points."""
+    (name, some), (other, others) = accuracies.items()
+    apart = f"{name} less {other}: {100 * (statistics.mean(some) - statistics.mean(others)):+.2f} points"
+    if min(len(some), len(others)) < 2 or len({*some}) == len({*others}) == 1:
+        return apart
+    low, high = difference_interval(some, others)
+    return f"{apart}, 95 % confidence interval {100 * low:+.2f} to {100 * high:+.2f}"
+
+
 def summary(runs: dict[str, list[Run]]) -> list[str]:
-    """For each framework the mean, the standard deviation and the range of the last epoch's test accuracy."""
+    """For each framework the mean, the standard deviation and the range of the last epoch's test accuracy; then their
+    difference."""
+    found = {framework: [run.last["test_accuracy"] for run in own if run.last] for framework, own in runs.items()}
     lines = []
     for framework, own in runs.items():
-        accuracies = [run.last["test_accuracy"] for run in own if run.last]
+        accuracies = found[framework]
         speeds = [run.images_per_second for run in own if run.images_per_second]
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
         lines.append(
@@ -55,7 +80,7 @@ def summary(runs: dict[str, list[Run]]) -> list[str]:
             f"{percent(spread)}, {percent(min(accuracies))} to {percent(max(accuracies))} ({len(own)} seeds); "
             f"{duration(statistics.mean(run.seconds for run in own))} a run, {statistics.median(speeds):,.0f} images/s"
         )
-    return lines
+    return [*lines, describe_difference(found)]
 
 
 def _parser() -> argparse.ArgumentParser:

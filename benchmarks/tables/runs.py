@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from benchmarks.seeds import describe_difference
 from benchmarks.tables import markdown
 from flax_shufflenet.runs.run import Run, percent, read_run, wilson_interval
 from flax_shufflenet.training.config import TaskOptions, TrainingOptions
@@ -76,15 +77,13 @@ def seeds(*folders: Path) -> list[str]:
     numbers = sorted(next(iter(found.values())))
     if any(sorted(by_seed) != numbers for by_seed in found.values()):
         raise ValueError("the frameworks' runs are not of the same seeds")
-    rows, means = [], []
-    for framework, by_seed in found.items():
-        shares = [by_seed[number] for number in numbers]
-        means.append(statistics.mean(shares))
-        deviation = f"{100 * statistics.stdev(shares):.2f}"
-        rows.append([framework, *map(percent, shares), percent(means[-1]), deviation])
-    apart = f"The means are {100 * (max(means) - min(means)):.2f} points apart."
+    accuracies = {framework: [by_seed[number] for number in numbers] for framework, by_seed in found.items()}
+    rows = (
+        [framework, *map(percent, shares), percent(statistics.mean(shares)), f"{100 * statistics.stdev(shares):.2f}"]
+        for framework, shares in accuracies.items()
+    )
     heading = ["", *(f"seed {number}" for number in numbers), "mean", "standard deviation"]
-    return [*markdown.table(heading, rows), "", f"{apart} {_ran_on(runs)}"]
+    return [*markdown.table(heading, rows), "", f"{describe_difference(accuracies)}. {_ran_on(runs)}"]
 
 
 def _read(folders: tuple[Path, ...]) -> list[Run]:

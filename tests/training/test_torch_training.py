@@ -86,4 +86,10 @@ def test_finished_runs_are_not_repeated_and_mean_and_spread_are_theirs(tmp_path,
     printed = capsys.readouterr().out
     assert "JAX      test accuracy 60.00 %, standard deviation 10.00 %, 50.00 % to 70.00 % (3 seeds)" in printed
     assert "PyTorch  test accuracy 50.00 %, standard deviation 0.00 %" in printed
+    # The mean's deviation is 0.1 / sqrt(3), and 4.303 is Student's t for two degrees of freedom.
+    assert "JAX less PyTorch: +10.00 points, 95 % confidence interval -14.84 to +34.84" in printed
     assert "pytorch_seed2" in printed
+
+
+def test_one_seed_has_a_difference_without_an_interval():
+    assert seeds.describe_difference({"JAX": [0.5], "PyTorch": [0.75]}) == "JAX less PyTorch: -25.00 points"
