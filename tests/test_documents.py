@@ -104,6 +104,11 @@ def test_every_table_is_what_was_measured(path: Path) -> None:
     assert tables.rewritten(text) == text, "python -m benchmarks.tables writes it anew"
 
 
+def test_no_recorded_measurement_names_a_path_of_the_machine() -> None:
+    records = [path for folder in ("results", "benchmarks") for path in (ROOT / folder).rglob("*.json*")]
+    assert [name_of(path) for path in records if re.search(r'"/(?!tmp/)\w', path.read_text())] == []
+
+
 def test_a_table_that_disagrees_with_its_file_is_rewritten_and_named(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks").mkdir()

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from flax_shufflenet.commands.command_line import run
 from flax_shufflenet.commands.measuring import BATCH, EvaluationSet, Result, measure
-from flax_shufflenet.datasets.catalogue import DATASETS, SMALL, check_dataset, default_data_dir
+from flax_shufflenet.datasets.catalogue import DATASETS, IMAGENET, SMALL, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
 from flax_shufflenet.runs.calibration import BINS
@@ -102,7 +102,7 @@ def evaluate(options: Options) -> int:
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
     if options.skip_unreadable and dataset in SMALL:
-        raise OptionError(f"--skip_unreadable is for a folder of images and imagenet2012, not for {dataset}")
+        raise OptionError(f"--skip_unreadable is for a folder of images and {IMAGENET}, not for {dataset}")
     if dataset not in DATASETS and not expected.names_known:
         assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)
@@ -168,7 +168,7 @@ def _evaluation_set(
         whole = data.load(dataset, options.data_dir)
         source, class_names, labels = whole.source, whole.class_names, whole.test_labels
         fitted = (expected.fit(Image.fromarray(image)) for image in whole.test_images)
-    elif dataset == "imagenet2012":
+    elif dataset == IMAGENET:
         from flax_shufflenet.datasets import imagenet
 
         part, class_names = imagenet.validation_part(options.data_dir)

@@ -8,7 +8,10 @@ from flax_shufflenet.errors import OptionError
 SMALL = ("cifar10", "cifar100", "digits")
 """Images of 32x32, of which all fit any memory."""
 
-DATASETS = (*SMALL, "imagenet2012")
+IMAGENET = "imagenet2012"
+"""As TensorFlow Datasets has prepared it; read from disk while a net trains."""
+
+DATASETS = (*SMALL, IMAGENET)
 
 
 def check_dataset(name: str) -> None:

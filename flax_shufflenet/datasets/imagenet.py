@@ -11,13 +11,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int32
 
 from flax_shufflenet.datasets import array_cache
+from flax_shufflenet.datasets.catalogue import IMAGENET
 from flax_shufflenet.datasets.quiet_tfds import quiet
 from flax_shufflenet.datasets.streamed import Files, Part, StreamedDataset, open_parts
 from flax_shufflenet.errors import TrainingError, one_line
 from flax_shufflenet.images.reading import EncodedImage, ImageError
 
-NAME = "imagenet2012"
-_PREPARE = f"tfds build {NAME} --file_format=array_record, where TensorFlow is installed"
+_PREPARE = f"tfds build {IMAGENET} --file_format=array_record, where TensorFlow is installed"
 _READ_AT_ONCE = 256
 
 
@@ -42,7 +42,7 @@ class Records(Files):
 
     def identity(self) -> bytes:
         folder, split = self._place.parent, self._place.name
-        files = sorted(folder.glob(f"{NAME}-{split}.*"))
+        files = sorted(folder.glob(f"{IMAGENET}-{split}.*"))
         return repr([(file.name, file.stat().st_size) for file in files]).encode() + self._rows.tobytes()
 
     def only(self, chosen: Bool[np.ndarray, " n"]) -> "Records":
@@ -66,7 +66,7 @@ def open_stream(data_dir: Path, image_size: int, *, skip_unreadable: bool) -> St
         TrainingError: it is not in ``data_dir``, is of another format, or cannot be read.
     """
     folder, class_names, train, test = _parts(data_dir, ("train", "validation"))
-    facts = {"name": NAME, "source": str(folder), "class_names": class_names, "flip": True}
+    facts = {"name": IMAGENET, "source": str(folder), "class_names": class_names, "flip": True}
     return open_parts(facts, folder, train, test, image_size, skip_unreadable=skip_unreadable)
 
 
@@ -78,7 +78,7 @@ def validation_part(data_dir: Path) -> tuple[Part, tuple[str, ...]]:
 
 def _parts(data_dir: Path, splits: Sequence[str]) -> tuple[Any, ...]:
     """The folder, the names of the classes, and each of the splits."""
-    folder = _newest(data_dir / NAME)
+    folder = _newest(data_dir / IMAGENET)
     try:
         with quiet():
             builder: Any = tfds.builder_from_directory(folder)
@@ -109,7 +109,7 @@ def _newest(folder: Path) -> Path:
 
 def _labels(folder: Path, files: dict[str, Records]) -> dict[str, np.ndarray]:
     """Those of each split; they are not kept apart from the images, so all of these are gone through once."""
-    cached = array_cache.path_for(f"{NAME}-{'-'.join(files)}-labels", folder)
+    cached = array_cache.path_for(f"{IMAGENET}-{'-'.join(files)}-labels", folder)
     labels = array_cache.read(cached, files)
     if labels is None:
         print(f"Reading the labels of {sum(map(len, files.values())):,} images in {folder}, once", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from flax_shufflenet.architecture import FAMILIES, preset
-from flax_shufflenet.datasets.catalogue import DATASETS, SMALL, check_dataset, default_data_dir
+from flax_shufflenet.datasets.catalogue import DATASETS, IMAGENET, SMALL, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 
 AUTO = "auto"
@@ -199,15 +199,15 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise OptionError("--tensorboard needs tensorboardX: pip install 'flax-shufflenet[tensorboard]'")
         if self.image_size is not None and self.dataset in SMALL:
-            raise OptionError(f"--image_size is for a folder of images and imagenet2012; {self.dataset} is 32x32")
+            raise OptionError(f"--image_size is for a folder of images and {IMAGENET}; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:
             raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
         if self.skip_unreadable and self.dataset in SMALL:
-            raise OptionError(f"--skip_unreadable is for a folder of images and imagenet2012, not for {self.dataset}")
+            raise OptionError(f"--skip_unreadable is for a folder of images and {IMAGENET}, not for {self.dataset}")
         if self.pipeline == "stream" and self.dataset in SMALL:
             raise OptionError(f"--pipeline stream is for a folder of images; {self.dataset} is small: leave it out")
-        if self.pipeline == "device" and self.dataset == "imagenet2012":
-            raise OptionError("--pipeline device cannot be used with --dataset imagenet2012, which is read from disk")
+        if self.pipeline == "device" and self.dataset == IMAGENET:
+            raise OptionError(f"--pipeline device cannot be used with --dataset {IMAGENET}, which is read from disk")
         if self.test_share is not None and self.dataset in DATASETS:
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:

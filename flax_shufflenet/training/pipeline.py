@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from flax_shufflenet.datasets import data
-from flax_shufflenet.datasets.catalogue import SMALL
+from flax_shufflenet.datasets.catalogue import IMAGENET, SMALL
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.system import memory
 from flax_shufflenet.training import devices
@@ -35,7 +35,7 @@ def load(config: Config, image_size: int) -> tuple[AnyDataset, str]:
         needed = dataset.train_images.nbytes + dataset.test_images.nbytes
         devices.check_memory(needed, _stats(), "take a device with more memory")
         return dataset, f"device: {config.dataset} is small"
-    if config.dataset == "imagenet2012":
+    if config.dataset == IMAGENET:
         _require_grain()
         from flax_shufflenet.datasets import imagenet
 
