@@ -54,7 +54,9 @@ def _target(instructions: str, name: str) -> str:
     return target
 
 
-def run_build(instructions: str, name: str, arrays: Sequence[jax.Array], options: dict) -> Sequence[jax.Array]:
+def run_build(
+    instructions: str, name: str, arrays: Sequence[jax.Array | np.ndarray], options: dict
+) -> Sequence[jax.Array]:
     """What one build's handler computes."""
     outcomes = jax.eval_shape(partial(native._references[name], **options), *arrays)
     attributes = {key: native._attribute(value) for key, value in options.items()}
