@@ -13,8 +13,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import scipy.stats
-
 from flax_shufflenet.commands import compare
 from flax_shufflenet.runs.run import Run, duration, percent, read_run
 
@@ -40,7 +38,7 @@ def run_all(out: Path, seeds: Sequence[int], options: Sequence[str]) -> int:
                 continue
             print(f"\n{framework}, seed {seed}", flush=True)
             command = [sys.executable, *program, *options, "--seed", str(seed), "--out", str(folder)]
-            code = subprocess.run(command, cwd=_ROOT, check=False).returncode
+            code = subprocess.run(command, check=False).returncode
             if code:
                 return code
     return 0
@@ -49,6 +47,8 @@ def run_all(out: Path, seeds: Sequence[int], options: Sequence[str]) -> int:
 def difference_interval(some: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
     """The 95 % confidence interval of the mean of ``some`` less that of ``others``, at least two each, by Welch's test:
     their spreads may differ."""
+    import scipy.stats  # here, as it takes a second, which other tables need not wait for
+
     with warnings.catch_warnings():
         # Of runs that all have one accuracy, which with few test images happens.
         warnings.filterwarnings("ignore", "Precision loss occurred in moment calculation", RuntimeWarning)
@@ -60,7 +60,8 @@ def describe_difference(accuracies: dict[str, list[float]]) -> str:
     """How far the mean of the first of two frameworks lies above that of the second, in points."""
     (name, some), (other, others) = accuracies.items()
     apart = f"{name} less {other}: {100 * (statistics.mean(some) - statistics.mean(others)):+.2f} points"
-    if min(len(some), len(others)) < 2 or len({*some}) == len({*others}) == 1:
+    has_spread = len({*some}) > 1 or len({*others}) > 1
+    if min(len(some), len(others)) < 2 or not has_spread:
         return apart
     low, high = difference_interval(some, others)
     return f"{apart}, 95 % confidence interval {100 * low:+.2f} to {100 * high:+.2f}"
@@ -103,16 +104,15 @@ def main() -> int:
     options = ["--dataset", given.dataset, "--net_size", str(given.net_size)]
     options += ["--epochs", str(given.epochs), "--batch_size", str(given.batch_size)]
     if given.data_dir:
-        options += ["--data_dir", str(given.data_dir.resolve())]
-    out = given.out.resolve()
+        options += ["--data_dir", str(given.data_dir)]
     try:
-        code = run_all(out, given.seeds, options)
+        code = run_all(given.out, given.seeds, options)
     except KeyboardInterrupt:
         code = 130
     if code:
         print("seeds: a run did not finish; the same command goes on with it", file=sys.stderr)
         return code
-    runs = {name: [read_run(folder_of(out, name, seed)) for seed in given.seeds] for name in _PROGRAMS}
+    runs = {name: [read_run(folder_of(given.out, name, seed)) for seed in given.seeds] for name in _PROGRAMS}
     print()
     compare.print_table(compare.name_runs([run for own in runs.values() for run in own]))
     print("\n".join(summary(runs)))

@@ -1,6 +1,6 @@
 """Arrays for the CPU engine's operations, and the builds for each instruction set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
 import jax
@@ -64,3 +64,10 @@ def run_build(
     aliases = {last: 0} if native._in_place.get(name) == last else None
     call = jax.ffi.ffi_call(_target(instructions, name), outcomes, input_output_aliases=aliases)
     return call(*arrays, **attributes)
+
+
+def check(found: Iterable[jax.Array], expected: Iterable[jax.Array], tolerance: float = 1e-12) -> None:
+    """The same shapes, dtypes and values, these to a share of the largest of each array."""
+    for a, b in zip(found, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(np.abs(b).max()))

@@ -14,4 +14,5 @@ _OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false"
 XLA_FLAGS = f"{_FEW_PARTS} {_OLDER_GENERATOR}" if _HAS_TWO_GENERATORS else _FEW_PARTS
 
 AS_USERS_DO: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": True} if _HAS_TWO_GENERATORS else {}
-"""``compiler_options`` that undo ``XLA_FLAGS`` for one program."""
+"""``compiler_options`` of one program that undo what ``XLA_FLAGS`` change about the code: not into how many parts it is
+divided."""

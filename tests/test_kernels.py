@@ -10,6 +10,7 @@ import pytest
 import torch
 from jax import Array
 from jax.test_util import check_grads
+from ops_tools import check
 from parity_tools import FLOAT32_BAR
 
 from flax_shufflenet.ops.batch_norm import batch_norm
@@ -73,9 +74,7 @@ def test_value_and_both_gradients(case: str) -> None:
     ours = partial(conv2d, stride=stride, groups=groups)
     theirs = partial(native, stride=stride, groups=groups)
     dy = jnp.asarray(np.random.default_rng(1).standard_normal(jax.eval_shape(theirs, x, kernel).shape))
-    for a, b in zip(*(value_and_gradients(conv, dy, x, kernel) for conv in (ours, theirs)), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(np.abs(b).max()))
+    check(value_and_gradients(ours, dy, x, kernel), value_and_gradients(theirs, dy, x, kernel))
 
 
 @pytest.mark.parametrize("case", ["pointwise", "depthwise-odd", "depthwise-stride2-even", "stem"])
@@ -183,8 +182,7 @@ def test_batch_norm_is_the_plain_one(shape: tuple[int, ...], relu: bool) -> None
         value_and_gradients(lambda *inputs, norm=norm: norm(*inputs, 1e-5, relu), cotangents, *inputs)
         for norm in (batch_norm, plain_batch_norm)
     )
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(np.abs(b).max()))
+    check(ours, theirs)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -208,8 +206,7 @@ def test_batch_norm_of_a_divided_batch_is_that_of_the_whole(relu: bool) -> None:
     x, dy = (each.reshape(4, 3, 5, 7, 3) for each in (x, cotangents[0]))
     y, mean, var, dx, dscale, dbias = jax.vmap(on_one_device, axis_name="batch")(x, dy)
     found = [y.reshape(-1, 5, 7, 3), mean[0], var[3], dx.reshape(-1, 5, 7, 3), dscale.sum(0), dbias.sum(0)]
-    for ours, theirs in zip(found, whole, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * float(np.abs(theirs).max()))
+    check(found, whole)
 
 
 def test_the_variance_of_a_divided_batch_does_not_cancel() -> None:
@@ -237,10 +234,9 @@ def test_batch_norm_means_the_same_under_vmap_and_scan() -> None:
         return jax.grad(loss)(x)
 
     expected = jnp.stack([gradient(each) for each in xs])
-    tolerances = {"rtol": 0, "atol": 1e-12 * float(np.abs(expected).max())}
-    np.testing.assert_allclose(jax.vmap(gradient)(xs), expected, **tolerances)
+    check([jax.vmap(gradient)(xs)], [expected])
     _, scanned = jax.lax.scan(lambda carry, each: (carry, gradient(each)), None, xs)
-    np.testing.assert_allclose(scanned, expected, **tolerances)
+    check([scanned], [expected])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -251,4 +247,4 @@ def test_depthwise_kernel_gradient_over_many_rows(shape: tuple[int, ...]) -> Non
     (_, ours), (_, theirs) = (
         value_and_gradients(partial(conv, x, stride=1, groups=channels), dy, kernel) for conv in (conv2d, native)
     )
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * float(np.abs(theirs).max()))
+    check([ours], [theirs])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ops_tools import batch_norm_arrays, builds, gradient_of, layer, normalisation, random, run_build
+from ops_tools import batch_norm_arrays, builds, check, gradient_of, layer, normalisation, random, run_build
 
 from flax_shufflenet import ops
 from flax_shufflenet.ops import batch_norm, branch, convolution, native, units
@@ -32,12 +32,6 @@ STEM = [
 ]  # fmt: skip
 CONVOLUTIONS = [(x, (k, k, 1, x[-1]), s) for x, k, s in DEPTHWISE]
 CONVOLUTIONS += [(x, (k, k, x[-1], out), s) for x, k, s, out in STEM]
-
-
-def check(found, expected, tolerance: float = 1e-12) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(np.abs(b).max()))
 
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "stride"), CONVOLUTIONS, ids=str)

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from flax_shufflenet.commands.command_line import run
 from flax_shufflenet.commands.measuring import BATCH, EvaluationSet, Result, measure
-from flax_shufflenet.datasets.catalogue import DATASETS, IMAGENET, SMALL, check_dataset, default_data_dir
+from flax_shufflenet.datasets.catalogue import CHOICES, DATASETS, IMAGENET, SMALL, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.options import ImageOptions, note
 from flax_shufflenet.runs.calibration import BINS
@@ -41,7 +41,7 @@ class Options(ImageOptions):
     dataset: Annotated[
         str | None,
         arg(
-            metavar="cifar10|cifar100|digits|imagenet2012|FOLDER",
+            metavar=CHOICES,
             help_behavior_hint="(default: what the net was trained on, else CIFAR by the class count)",
         ),
     ] = None

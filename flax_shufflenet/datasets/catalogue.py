@@ -13,6 +13,9 @@ IMAGENET = "imagenet2012"
 
 DATASETS = (*SMALL, IMAGENET)
 
+CHOICES = "|".join((*DATASETS, "FOLDER"))
+"""What ``--dataset`` takes, for its help."""
+
 
 def check_dataset(name: str) -> None:
     """Raises:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from flax_shufflenet.architecture import FAMILIES, preset
-from flax_shufflenet.datasets.catalogue import DATASETS, IMAGENET, SMALL, check_dataset, default_data_dir
+from flax_shufflenet.datasets.catalogue import CHOICES, DATASETS, IMAGENET, SMALL, check_dataset, default_data_dir
 from flax_shufflenet.errors import OptionError
 
 AUTO = "auto"
@@ -35,7 +35,7 @@ class TaskOptions:
     made anew if the classes are others, and it gets images as it got them before: its size, normalisation and order of
     the channels."""
 
-    dataset: Annotated[str, arg(metavar="cifar10|cifar100|digits|imagenet2012|FOLDER")] = "cifar10"
+    dataset: Annotated[str, arg(metavar=CHOICES)] = "cifar10"
     """What to learn. CIFAR is downloaded once (170 MB); the 1797 handwritten digits need no download;
     imagenet2012 is read as TensorFlow Datasets has prepared it, in array_record files. Of a FOLDER, the images in
     FOLDER/train/CLASS and FOLDER/test/CLASS (or val, valid, validation); any kind that Pillow reads."""
