@@ -57,8 +57,10 @@ def _target(instructions: str, name: str) -> str:
 def run_build(
     instructions: str, name: str, arrays: Sequence[jax.Array | np.ndarray], options: dict
 ) -> Sequence[jax.Array]:
-    """What one build's handler computes."""
-    outcomes = jax.eval_shape(partial(native._references[name], **options), *arrays)
+    """What one build's handler computes, in the shapes and dtypes that the operation announces: the reference's."""
+    outcomes = native._outcomes[name](*map(jax.typeof, arrays), **options)
+    expected = jax.eval_shape(partial(native._references[name], **options), *arrays)
+    assert [(each.shape, each.dtype) for each in outcomes] == [(each.shape, each.dtype) for each in expected]
     attributes = {key: native._attribute(value) for key, value in options.items()}
     last = len(arrays) - 1
     aliases = {last: 0} if native._in_place.get(name) == last else None

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
@@ -108,8 +109,10 @@ def input_gradient_reference(dy, x, mean, inverse, scale, bias, per_centred, per
     return [(gradient * (scale * inverse) + centred * per_centred + per_value).astype(x.dtype)]
 
 
-def _operation(name: str, reference: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
-    by_engine = engine.operation(name, reference)
+def _operation(
+    name: str, reference: Callable[..., Sequence[Array]], outcomes: Callable[..., Sequence[ShapedArray]]
+) -> Callable[..., Sequence[Array]]:
+    by_engine = engine.operation(name, reference, outcomes)
 
     def call(*arrays: Array, **options) -> Sequence[Array]:
         if engine.applies(*arrays):
@@ -120,7 +123,11 @@ def _operation(name: str, reference: Callable[..., Sequence[Array]]) -> Callable
     return call
 
 
-statistics = _operation("batch_norm_statistics", statistics_reference)
-normalise = _operation("batch_norm", normalise_reference)
-gradient_sums = _operation("batch_norm_gradient_sums", gradient_sums_reference)
-input_gradient = _operation("batch_norm_input_gradient", input_gradient_reference)
+statistics = _operation("batch_norm_statistics", statistics_reference, lambda x, **_options: engine.vectors(3, x))
+normalise = _operation("batch_norm", normalise_reference, lambda x, *_how, **_options: [engine.like(x)])
+gradient_sums = _operation(
+    "batch_norm_gradient_sums", gradient_sums_reference, lambda _dy, x, *_how, **_options: engine.vectors(2, x)
+)
+input_gradient = _operation(
+    "batch_norm_input_gradient", input_gradient_reference, lambda _dy, x, *_how, **_options: [engine.like(x)]
+)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import ShapedArray
 from jaxtyping import Float
 
 from flax_shufflenet.ops import native as engine
@@ -101,4 +102,9 @@ def _reference(*arrays, pieces, layers, side, stride):
     return [x.astype(maps[0].dtype)]
 
 
-_inference_branch = engine.operation("inference_branch", _reference)
+def _outcomes(*arrays, layers, stride, **_options):
+    n, h, w, _ = arrays[0].shape
+    return [ShapedArray((n, (h - 1) // stride + 1, (w - 1) // stride + 1, layers[-2]), arrays[0].dtype)]
+
+
+_inference_branch = engine.operation("inference_branch", _reference, _outcomes)

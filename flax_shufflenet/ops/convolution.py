@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
@@ -140,18 +141,33 @@ def _kernel_gradient_by_xla(x, kernel, dy, *, stride):
     return [_conv2d_backward_by_xla(x, kernel, dy, stride, _groups(x, kernel))[1]]
 
 
+def outcome(x: ShapedArray, kernel: ShapedArray, *, stride: int) -> ShapedArray:
+    """The shape and dtype of a convolution's map."""
+    return ShapedArray((x.shape[0], *_output_size(x, stride), kernel.shape[-1]), x.dtype)
+
+
+def _forward_operation(name: str) -> Callable:
+    return engine.operation(name, _forward_by_xla, lambda x, kernel, *, stride: [outcome(x, kernel, stride=stride)])
+
+
+def _kernel_gradient_operation(name: str) -> Callable:
+    return engine.operation(name, _kernel_gradient_by_xla, lambda _x, kernel, _dy, *, stride: [engine.like(kernel)])
+
+
 ENGINES = {
     "depthwise": _Formulation(
         "depthwise",
-        engine.operation("depthwise", _forward_by_xla),
-        engine.operation("depthwise_input_gradient", _input_gradient_by_xla),
-        engine.operation("depthwise_kernel_gradient", _kernel_gradient_by_xla),
+        _forward_operation("depthwise"),
+        engine.operation(
+            "depthwise_input_gradient", _input_gradient_by_xla, lambda x, _kernel, _dy, *, stride: [engine.like(x)]
+        ),
+        _kernel_gradient_operation("depthwise_kernel_gradient"),
     ),
     "stem": _Formulation(
         "stem",
-        engine.operation("stem", _forward_by_xla),
+        _forward_operation("stem"),
         _input_gradient_by_xla,  # wanted only for gradients with respect to images
-        engine.operation("stem_kernel_gradient", _kernel_gradient_by_xla),
+        _kernel_gradient_operation("stem_kernel_gradient"),
     ),
 }
 """What the engine computes, by the names of CPU's formulations."""

@@ -13,10 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
 from jaxtyping import Float
 
 from flax_shufflenet.ops import batch_norm
 from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.convolution import outcome as convolution_outcome
 from flax_shufflenet.ops.convolution import reference as convolution
 from flax_shufflenet.ops.divided import average
 from flax_shufflenet.ops.rounding import accumulator, inverse_std
@@ -151,12 +153,39 @@ def _join_gradient(dy, right, *others, left_relu, right_relu):
     return [*_passed(dleft, others[4], others[5:], relu=left_relu), *of_right]
 
 
-pointwise_unit = engine.operation("pointwise_unit", _pointwise)
-pointwise_unit_gradient = engine.operation("pointwise_unit_gradient", _pointwise_gradient, in_place=9)
-depthwise_unit = engine.operation("depthwise_unit", _depthwise)
-depthwise_unit_gradient = engine.operation("depthwise_unit_gradient", _depthwise_gradient)
-join_branches = engine.operation("join", _join)
-join_branches_gradient = engine.operation("join_gradient", _join_gradient)
+# --- of which shapes and dtypes the outcomes are
+
+
+def _unit_outcomes(x, kernel, *_how, stride=1, **_options):
+    z = convolution_outcome(x, kernel, stride=stride)
+    return [z, *engine.vectors(3, z)]
+
+
+def _unit_gradient_outcomes(*arrays, **_options):
+    x, kernel, how_or_into = arrays[7], arrays[8], arrays[9:]
+    sums = engine.vectors(2, x) if len(how_or_into) == 4 else []
+    return [engine.like(x), engine.like(kernel), *sums]
+
+
+def _join_outcomes(_left, right, *_how, **_options):
+    *pixels, channels = right.shape
+    return [ShapedArray((*pixels, 2 * channels), right.dtype)]
+
+
+def _join_gradient_outcomes(dy, right, *others, **_options):
+    # Without a normalised left map: the gradient of the whole map that its first half was read from.
+    of_left = [engine.like(others[4]), *engine.vectors(2, others[4])] if len(others) > 4 else [engine.like(dy)]
+    return [*of_left, engine.like(right), *engine.vectors(2, right)]
+
+
+pointwise_unit = engine.operation("pointwise_unit", _pointwise, _unit_outcomes)
+pointwise_unit_gradient = engine.operation(
+    "pointwise_unit_gradient", _pointwise_gradient, _unit_gradient_outcomes, in_place=9
+)
+depthwise_unit = engine.operation("depthwise_unit", _depthwise, _unit_outcomes)
+depthwise_unit_gradient = engine.operation("depthwise_unit_gradient", _depthwise_gradient, _unit_gradient_outcomes)
+join_branches = engine.operation("join", _join, _join_outcomes)
+join_branches_gradient = engine.operation("join_gradient", _join_gradient, _join_gradient_outcomes)
 
 
 # --- units

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -137,12 +138,13 @@ T* scratch(size_t count, Slot slot) {
 
 // Calls f(0) ... f(count - 1) on XLA's threads. The caller takes part, and waits only for pieces that another thread
 // has begun: two calls that each hold one of two threads would otherwise wait for each other for ever.
-template <class F>
-void parallel(ffi::ThreadPool& pool, int count, F&& f) {
+//
+// No template: what each f does would be compiled three times.
+inline void parallel(ffi::ThreadPool& pool, int count, const std::function<void(int)>& f) {
   struct Job {
     std::atomic<int> next{0}, done{0};
     int count;
-    std::remove_reference_t<F>* f;
+    const std::function<void(int)>* f;
     void work() {
       for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
         (*f)(i);
