@@ -34,14 +34,14 @@ def taken(content: object, tmp_path: Path, **options: Any) -> Net:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_module_is_its_state_dict(layout: str, tmp_path: Path) -> None:
     net, tensors = small_net(layout), small_state_dict(layout)
-    for content in (net, {"model": net, "epoch": 3}, nn.DataParallel(net), [net]):
-        for data in (saved(content), legacy(content), saved(content, pickle_protocol=4)):
-            (tmp_path / "net.pt").write_bytes(data)
-            found = take(tmp_path / "net.pt")
-            assert found.layout.name == layout  # chenyaofo's and torchvision's stems are told apart by their strides
-            assert found.architecture == small_architecture(layout)
-            assert_same(found.tensors, tensors)
-            assert any("which is unknown here; nothing of it ran" in note for note in found.notes)
+    contents = (net, {"model": net, "epoch": 3}, nn.DataParallel(net), [net])
+    for data in (*map(saved, contents), legacy(net), saved(net, pickle_protocol=4)):
+        (tmp_path / "net.pt").write_bytes(data)
+        found = take(tmp_path / "net.pt")
+        assert found.layout.name == layout  # chenyaofo's and torchvision's stems are told apart by their strides
+        assert found.architecture == small_architecture(layout)
+        assert_same(found.tensors, tensors)
+        assert any("which is unknown here; nothing of it ran" in note for note in found.notes)
 
 
 def test_nothing_is_imported_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

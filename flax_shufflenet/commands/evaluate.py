@@ -69,7 +69,7 @@ class Options(ImageOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dataset is not None:
-            check_dataset(self.dataset)
+            check_dataset(self.dataset, skip_unreadable=self.skip_unreadable)
 
 
 def evaluate(options: Options) -> int:
@@ -98,11 +98,9 @@ def evaluate(options: Options) -> int:
     if dataset is None:
         dataset = _dataset_by_count(options.net, classes)
         assumed["dataset"] = f"{dataset}, from the net's {classes} classes (--dataset to change it)"
-    check_dataset(dataset)
+    check_dataset(dataset, skip_unreadable=options.skip_unreadable)
     if options.test_flip and dataset == "digits":
         raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
-    if options.skip_unreadable and dataset in SMALL:
-        raise OptionError(f"--skip_unreadable is for a folder of images and {IMAGENET}, not for {dataset}")
     if dataset not in DATASETS and not expected.names_known:
         assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)

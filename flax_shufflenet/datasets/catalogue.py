@@ -17,12 +17,14 @@ CHOICES = "|".join((*DATASETS, "FOLDER"))
 """What ``--dataset`` takes, for its help."""
 
 
-def check_dataset(name: str) -> None:
+def check_dataset(name: str, *, skip_unreadable: bool) -> None:
     """Raises:
-    OptionError: neither the name of a dataset nor a folder.
+    OptionError: neither the name of a dataset nor a folder, or one that has no unreadable images to skip.
     """
     if name not in DATASETS and not Path(name).is_dir():
         raise OptionError(f"--dataset {name} is neither {', '.join(DATASETS)} nor a folder")
+    if skip_unreadable and name in SMALL:
+        raise OptionError(f"--skip_unreadable is for a folder of images and {IMAGENET}, not for {name}")
 
 
 def default_data_dir() -> Path:

@@ -1,7 +1,21 @@
 """Pixels as a net takes them."""
 
+from typing import Protocol, runtime_checkable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, UInt8
+
+
+@runtime_checkable
+class Normalisation(Protocol):
+    """How a net's images are normalised: what ``normalise`` takes."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def bgr(self) -> bool: ...
 
 
 def normalise(

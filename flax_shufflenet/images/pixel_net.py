@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, UInt8
 
 from flax_shufflenet.errors import OptionError
-from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.images.normalisation import Normalisation, normalise
 from flax_shufflenet.images.options import ImageOptions
 from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
 from flax_shufflenet.model import ShuffleNetV2
@@ -45,11 +45,11 @@ def open_net(
     return model, expected
 
 
-def of_pixels(net: Callable[[Array], Array], expected: Preprocessing) -> PixelNet:
+def of_pixels(net: Callable[[Array], Array], how: Normalisation) -> PixelNet:
     """A net of normalised images, such as a model or what ``fuse`` makes of it, as a net of uint8 RGB images."""
 
     def run(pixels: UInt8[Array, "n h w 3"]) -> Float32[Array, "n out"]:
-        return net(normalise(pixels, expected.mean, expected.std, bgr=expected.bgr)).astype(jnp.float32)
+        return net(normalise(pixels, how.mean, how.std, bgr=how.bgr)).astype(jnp.float32)
 
     return run
 

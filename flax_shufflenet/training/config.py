@@ -193,7 +193,7 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
                 preset(self.family or DEFAULT_FAMILY, self.net_size)
             except ValueError as error:
                 raise OptionError(f"--{error}") from None
-        check_dataset(self.dataset)
+        check_dataset(self.dataset, skip_unreadable=self.skip_unreadable)
         if self.freeze == "backbone" and self.init is None:
             raise OptionError("--freeze backbone needs a net to start from: give --init, or leave it out")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
@@ -202,8 +202,6 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--image_size is for a folder of images and {IMAGENET}; {self.dataset} is 32x32")
         if self.image_size is not None and self.image_size < 8:
             raise OptionError(f"--image_size must be at least 8, not {self.image_size}")
-        if self.skip_unreadable and self.dataset in SMALL:
-            raise OptionError(f"--skip_unreadable is for a folder of images and {IMAGENET}, not for {self.dataset}")
         if self.pipeline == "stream" and self.dataset in SMALL:
             raise OptionError(f"--pipeline stream is for a folder of images; {self.dataset} is small: leave it out")
         if self.pipeline == "device" and self.dataset == IMAGENET:

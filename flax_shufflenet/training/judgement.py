@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
+from jaxtyping import Float, Int, Int32, UInt8
 
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.functional import split
-from flax_shufflenet.images.normalisation import normalise
+from flax_shufflenet.images.pixel_net import of_pixels
 from flax_shufflenet.images.robustness import Robustness
 from flax_shufflenet.inference import fuse
 from flax_shufflenet.model import ShuffleNetV2
@@ -58,11 +57,7 @@ def judge(net_file: Path, dataset: AnyDataset, *, dtype: str, test_flip: bool) -
 
 
 def _robustness(model: ShuffleNetV2, dataset: AnyDataset, *, test_flip: bool) -> Robustness:
-    fused = fuse(model)
-
-    def net(pixels: UInt8[Array, "n h w 3"]) -> Float32[Array, "n classes"]:
-        return fused(normalise(pixels, dataset.mean, dataset.std, bgr=dataset.bgr)).astype(jnp.float32)
-
+    net = of_pixels(fuse(model), dataset)
     why_no_flip = "" if dataset.flip else "the training images never are, which might belong to another class then"
     robustness = Robustness(net, dataset.image_size, test_flip=test_flip, why_no_flip=why_no_flip)
     for images, labels in _test_batches(dataset):
