@@ -15,8 +15,8 @@ KINDS = {
     "address": ("-fsanitize=address,undefined -fno-sanitize-recover=undefined", ["libasan.so", "libubsan.so"]),
     "thread": ("-fsanitize=thread", ["libtsan.so"]),
 }
-# jaxlib is not built for a sanitizer: what it alone does is not looked at. Nor is how it hands over what one call leaves
-# to the next, or to its threads, which in some runs is then reported as a race.
+# jaxlib is not built for a sanitizer: what it alone does is not looked at. Nor is how it hands over what one call
+# leaves to the next, or to its threads, which in some runs is then reported as a race.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_container_overflow=0",
     "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:report_signal_unsafe=0:exitcode=66",
