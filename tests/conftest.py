@@ -11,6 +11,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # them from each other. Read when PyTorch is imported.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+# With a limit, JAX locks the cache's folder. It reads the limit at the first program, which may come before a fixture
+# could set it; and where entries were written without one, it writes none with one.
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**34)
+
 import quick_compiling
 
 from flax_shufflenet.system import garbage
@@ -59,7 +63,6 @@ def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None
     settings = {
         "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(run / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
-        "jax_compilation_cache_max_size": 2**34,  # with a limit, JAX locks the folder
     }
     for name, value in settings.items():
         jax.config.update(name, value)
