@@ -12,7 +12,7 @@ from jax.core import ShapedArray
 from jaxtyping import Float
 
 from flax_shufflenet.ops import native as engine
-from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.ops.convolution import conv2d, output_size
 
 FeatureMap = Float[Array, "n h w _"]
 
@@ -103,8 +103,8 @@ def _reference(*arrays, pieces, layers, side, stride):
 
 
 def _outcomes(*arrays, layers, stride, **_options):
-    n, h, w, _ = arrays[0].shape
-    return [ShapedArray((n, (h - 1) // stride + 1, (w - 1) // stride + 1, layers[-2]), arrays[0].dtype)]
+    x, outputs = arrays[0], layers[-2]
+    return [ShapedArray((x.shape[0], *output_size(x, stride), outputs), x.dtype)]
 
 
 _inference_branch = engine.operation("inference_branch", _reference, _outcomes)

@@ -143,7 +143,7 @@ def _kernel_gradient_by_xla(x, kernel, dy, *, stride):
 
 def outcome(x: ShapedArray, kernel: ShapedArray, *, stride: int) -> ShapedArray:
     """The shape and dtype of a convolution's map."""
-    return ShapedArray((x.shape[0], *_output_size(x, stride), kernel.shape[-1]), x.dtype)
+    return ShapedArray((x.shape[0], *output_size(x, stride), kernel.shape[-1]), x.dtype)
 
 
 def _forward_operation(name: str) -> Callable:
@@ -224,13 +224,14 @@ def _taps(padded, kernel, stride, out_height, out_width) -> Iterator[tuple[tuple
             yield (i, j), padded[:, _every(i, out_height, stride), _every(j, out_width, stride), :]
 
 
-def _output_size(x, stride) -> tuple[int, int]:
+def output_size(x: Array | ShapedArray, stride: int) -> tuple[int, int]:
+    """A convolution's height and width."""
     return (x.shape[1] - 1) // stride + 1, (x.shape[2] - 1) // stride + 1
 
 
 def _depthwise(x, kernel, *, stride):
     wide = kernel.astype(accumulator(kernel.dtype))
-    taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
+    taps = _taps(_pad_same(x, kernel), kernel, stride, *output_size(x, stride))
     return _sum(tap * wide[i, j, 0] for (i, j), tap in taps).astype(x.dtype)
 
 
@@ -255,7 +256,7 @@ def _depthwise_kernel_gradient(x, kernel, dy, *, stride):
 
 def _few_channels(x, kernel, *, stride):
     wide = kernel.astype(accumulator(kernel.dtype))
-    taps = _taps(_pad_same(x, kernel), kernel, stride, *_output_size(x, stride))
+    taps = _taps(_pad_same(x, kernel), kernel, stride, *output_size(x, stride))
     products = [tap[..., c, None] * wide[i, j, c] for (i, j), tap in taps for c in range(x.shape[-1])]
     return _sum(products).astype(x.dtype)
 
