@@ -5,7 +5,7 @@ from benchmarks.case import Case, Program
 
 
 def onnxruntime(case: Case) -> Program:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
+    import onnxruntime
 
     images = case.images_nchw()
 
@@ -22,7 +22,7 @@ def onnxruntime(case: Case) -> Program:
 
 
 def openvino(case: Case) -> Program:
-    import openvino  # pyright: ignore[reportMissingImports]
+    import openvino
 
     images = case.images_nchw()
 

@@ -90,7 +90,7 @@ def _without(*beginnings: str) -> Tensors:
 def _quantised() -> Tensors:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, but such files are about
-        net = torch.ao.quantization.quantize_dynamic(net_of("torchvision"), {nn.Linear}, torch.qint8)
+        net = torch.ao.quantization.quantize_dynamic(net_of("torchvision"), {nn.Linear}, torch.qint8)  # pyrefly: ignore[deprecated]
     return dict(net.state_dict())
 
 
@@ -104,7 +104,7 @@ def _arrays() -> dict[str, np.ndarray]:
 
 def _npz() -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **_arrays())  # pyright: ignore[reportArgumentType]
+    np.savez(buffer, **_arrays())  # pyrefly: ignore[bad-argument-type]
     return buffer.getvalue()
 
 

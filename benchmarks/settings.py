@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from flax_shufflenet.system.allocator import allocator_environment
@@ -33,7 +33,7 @@ def worker_environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
+def environment(values: dict[str, str]) -> Generator[None]:
     """Processes that are started inside have this environment."""
     before = dict(os.environ)
     os.environ.clear()

@@ -14,7 +14,7 @@ def build(case: Case, *, compiled: bool, channels_last: bool) -> Program:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     net = ShuffleNetV2(case.size, CLASSES)
     net.load_state_dict(torch.load(case.torch_weights, weights_only=True))
-    net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue], a form that its stubs do not know
+    net.to(memory_format=memory_format)  # pyrefly: ignore[no-matching-overload], a form that its stubs do not know
     images = torch.from_numpy(case.images()).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
     if case.task == "train":
         return _train_step(net.train(), images, torch.from_numpy(case.labels()).long(), compiled)

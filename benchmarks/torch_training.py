@@ -58,7 +58,7 @@ class Trainer:
     """A net and its optimiser; ``learning_rates`` has one for each step of the run. The net is made channels_last."""
 
     def __init__(self, net: torch.nn.Module, config: Config, learning_rates: np.ndarray) -> None:
-        self.net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue], unknown to its stubs
+        self.net = net.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload], unknown to its stubs
         self._dtype = next(net.parameters()).dtype
         self._learning_rates = learning_rates
         self._optimizer = torch.optim.SGD(

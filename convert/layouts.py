@@ -307,7 +307,7 @@ LAYOUTS = {
             reference=torch_ref.nanodet.ShuffleNetV2,
             may_end_early=True,
             options=("negative_slope",),
-            **{**_TORCHVISION_NAMES, "last": ("stage4.conv5.0", "stage4.conv5.1")},
+            **_TORCHVISION_NAMES | {"last": ("stage4.conv5.0", "stage4.conv5.1")},
         ),
         Layout(
             name="fastestdet",

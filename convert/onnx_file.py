@@ -5,7 +5,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -103,7 +103,7 @@ def _export(net: torch.nn.Module, expected: Preprocessing) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without the exporter's notes on its own deprecations and on packages that the net does not use."""
     logging.disable(logging.WARNING)
     try:

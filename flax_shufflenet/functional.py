@@ -12,8 +12,8 @@ class Functional(NamedTuple):
     """A net's structure, apart from its arrays; hashable, so it may be a static argument of ``jax.jit``."""
 
     graph: nnx.GraphDef
-    parameter_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
-    statistics_tree: PyTreeDef  # pyright: ignore[reportInvalidTypeForm]
+    parameter_tree: PyTreeDef
+    statistics_tree: PyTreeDef
 
     def model(self, parameters: list[Array], statistics: list[Array]) -> nnx.Module:
         """The module that holds these arrays, in the mode that the split one was in."""

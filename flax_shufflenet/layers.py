@@ -92,7 +92,7 @@ class BatchNorm(nnx.Module):
         if self._count(x) < 2:
             raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
         found = batch_norm(x, self.scale[...], self.bias[...], self.epsilon, relu, self.axis_name)
-        y, mean, var = found  # pyright: ignore[reportGeneralTypeIssues]
+        y, mean, var = found
         self.track(mean, var, x)
         return y
 

@@ -105,7 +105,7 @@ class BasicBlock(nnx.Module):
         if units := _units_for_engine(self, self.branch, x):
             bn = self.branch[0].bn
             found = blocks.basic_block(x, tuple(units), bn.epsilon, bn.axis_name)
-            y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
+            y, moments = found
             _track(self.branch, moments, [x, x, x])
             return y
         if self.shuffle == "before":
@@ -145,7 +145,7 @@ class DownBlock(nnx.Module):
             left, right = tuple(units[: len(self.left)]), tuple(units[len(self.left) :])
             bn = layers[0].bn
             found = blocks.down_block(x, left, right, self.right[0].relu, bn.epsilon, bn.axis_name)
-            y, moments = found  # pyright: ignore[reportGeneralTypeIssues]
+            y, moments = found
             _track(layers, moments, [y, y, x, y, y])
             return y
         return _shuffle_after(channel_concat(_chain(self.left, x), _chain(self.right, x)), self.shuffle, self.groups)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -99,7 +99,7 @@ def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]
     resource = pytest.importorskip("resource")  # not on Windows
 
     @contextlib.contextmanager
-    def limit(size: int) -> Iterator[None]:
+    def limit(size: int) -> Generator[None]:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         try:

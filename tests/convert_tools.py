@@ -33,8 +33,9 @@ def run_convert(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> O
 
 def small_architecture(layout: str, num_classes: int = 10, **fields: Any) -> Architecture:
     last = 0 if LAYOUTS[layout].may_end_early else 40
-    widths = {"stage_widths": (32, 64, 128), "stage_blocks": (1, 2, 1), "stem_width": 8, "last_width": last}
-    return Architecture(**{**family_fields(layout), **widths, "num_classes": num_classes, **fields})
+    small: dict[str, Any] = {"stage_widths": (32, 64, 128), "stage_blocks": (1, 2, 1), "stem_width": 8}
+    small |= {"last_width": last, "num_classes": num_classes}
+    return Architecture(**family_fields(layout) | small | fields)
 
 
 def random_state_dict(layout: str, architecture: Architecture) -> dict[str, torch.Tensor]:

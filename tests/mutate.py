@@ -15,8 +15,8 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from cosmic_ray.work_db import use_db  # pyright: ignore[reportMissingImports]
-from cosmic_ray.work_item import (  # pyright: ignore[reportMissingImports]
+from cosmic_ray.work_db import use_db
+from cosmic_ray.work_item import (
     MutationSpec,
     TestOutcome,
     WorkerOutcome,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import convert_tools
 import jax
@@ -108,7 +108,7 @@ def restored(
     ],
 )
 def test_half_precision_goes_along_to_another_layout(
-    source: str, target: str, changes: dict[str, bool], dtype: torch.dtype
+    source: str, target: str, changes: dict[str, Any], dtype: torch.dtype
 ) -> None:
     """By the arrays it belongs to, and never two precisions in one file."""
     architecture = dataclasses.replace(small_architecture(source), **changes)

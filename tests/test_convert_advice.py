@@ -160,7 +160,7 @@ def test_other_heads_are_named_and_can_be_left_out(head: str, layout: str, tmp_p
 
 def test_a_head_that_is_a_1x1_convolution_can_be_made_a_linear_layer(tmp_path: Path) -> None:
     net = fresh_net("chenyaofo")
-    net.fc = nn.Conv2d(40, 10, 1)
+    net.fc = classifier = nn.Conv2d(40, 10, 1)
     tensors = net.state_dict()
     assert "save weight.flatten(1) in its place, which computes the same, or take" in refusal(
         write(tmp_path / "net.pt", tensors)
@@ -168,7 +168,7 @@ def test_a_head_that_is_a_1x1_convolution_can_be_made_a_linear_layer(tmp_path: P
     mended = take(write(tmp_path / "mended.pt", {**tensors, "fc.weight": tensors["fc.weight"].flatten(1)}))
     features = torch.randn(2, 40, 3, 3)
     linear = nn.functional.linear(features.mean((2, 3)), mended.tensors["fc.weight"], mended.tensors["fc.bias"])
-    torch.testing.assert_close(linear, net.fc(features).mean((2, 3)))
+    torch.testing.assert_close(linear, classifier(features).mean((2, 3)))
 
 
 class SqueezeAndExcitation(nn.Module):

@@ -110,7 +110,7 @@ def test_archives_of_other_programs(data: Callable[[], bytes], said: str, tmp_pa
 
 def npz(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType], any name is one of an array
+    np.savez(buffer, **arrays)  # pyrefly: ignore[bad-argument-type], any name is one of an array
     return buffer.getvalue()
 
 

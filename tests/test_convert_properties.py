@@ -156,6 +156,13 @@ junk = st.recursive(
 )
 
 
+def inside(kind: str, beside: dict, place: str, content: object) -> object:
+    if kind == "dict":
+        return {**beside, place: content}
+    around = [*beside.values(), content]
+    return around if kind == "list" else tuple(around)
+
+
 @st.composite
 def wrapped(draw: st.DrawFn, tensors: dict[str, torch.Tensor]) -> object:
     """The tensors after a random prefix, at a random place in nested dictionaries, lists and tuples full of junk."""
@@ -164,12 +171,7 @@ def wrapped(draw: st.DrawFn, tensors: dict[str, torch.Tensor]) -> object:
     for _ in range(draw(st.integers(0, 4))):
         beside = draw(st.dictionaries(keys, junk, max_size=3))
         place = draw(st.sampled_from(["net", "state_dict", "model", "runs", "last"]))
-        kind = draw(st.sampled_from(["dict", "dict", "list", "tuple"]))
-        if kind == "dict":
-            content = {**beside, place: content}
-        else:
-            around = [*beside.values(), content]
-            content = around if kind == "list" else tuple(around)
+        content = inside(draw(st.sampled_from(["dict", "dict", "list", "tuple"])), beside, place, content)
     return content
 
 

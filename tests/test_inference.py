@@ -1,5 +1,7 @@
 """The fused net: the same function as the model in eval mode, whatever the architecture, dtype and image size."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4,
 def random_arrays(architecture: fs.Architecture, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights and statistics: fresh ones hide swaps of scales, biases, means and variances."""
     random = np.random.default_rng(seed)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, shape in shapes(architecture).items():
         if name.endswith((".var", ".scale")):
             arrays[name] = random.uniform(0.5, 2, shape)
@@ -42,8 +44,8 @@ def random_model(architecture: fs.Architecture, dtype: str = "float32") -> fs.Sh
 
 
 def small(family: str, **changes) -> fs.Architecture:
-    fields = {"stage_widths": (12, 16), "stage_blocks": (3, 1), "stem_width": 4, "last_width": 24, "num_classes": 5}
-    return fs.Architecture(**{**fs.architecture.family_fields(family), **fields, **changes})
+    fields: dict[str, Any] = {"stage_widths": (12, 16), "stage_blocks": (3, 1), "stem_width": 4, "last_width": 24}
+    return fs.Architecture(**fs.architecture.family_fields(family) | fields | {"num_classes": 5} | changes)
 
 
 ARCHITECTURES = {

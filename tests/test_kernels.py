@@ -179,7 +179,7 @@ def test_batch_norm_is_the_plain_one(shape: tuple[int, ...], relu: bool) -> None
     random = np.random.default_rng(1)
     cotangents = tuple(jnp.asarray(random.standard_normal(s)) for s in (shape, shape[-1], shape[-1]))
     ours, theirs = (
-        value_and_gradients(lambda *inputs, norm=norm: norm(*inputs, 1e-5, relu), cotangents, *inputs)
+        value_and_gradients(lambda x, scale, bias, norm=norm: norm(x, scale, bias, 1e-5, relu), cotangents, *inputs)
         for norm in (batch_norm, plain_batch_norm)
     )
     check(ours, theirs)
@@ -228,7 +228,7 @@ def test_batch_norm_means_the_same_under_vmap_and_scan() -> None:
 
     def gradient(x: Array) -> Array:
         def loss(x: Array) -> Array:
-            y, _, _ = batch_norm(x, scale, bias, 1e-5, True)  # pyright: ignore[reportGeneralTypeIssues]
+            y, _, _ = batch_norm(x, scale, bias, 1e-5, True)
             return jnp.sin(y).sum()
 
         return jax.grad(loss)(x)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,10 +144,9 @@ def test_leaky_relus_and_epsilon_are_pytorchs_and_so_are_their_gradients(train: 
     unit.bn.bias.set_value(jnp.linspace(-1, 1, 5))
     batch = images(2, 6, 7).astype(jnp.float64) / 20
     kernel = torch.from_numpy(np.array(unit.conv.kernel[...]).transpose(3, 2, 0, 1))
-    theirs = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.nn.BatchNorm2d(5, eps=1e-3), torch.nn.LeakyReLU(0.1)
-    ).double()
-    theirs[0].weight.data, theirs[1].bias.data = kernel, torch.linspace(-1, 1, 5, dtype=torch.float64)
+    convolution, norm = torch.nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.nn.BatchNorm2d(5, eps=1e-3)
+    theirs = torch.nn.Sequential(convolution, norm, torch.nn.LeakyReLU(0.1)).double()
+    convolution.weight.data, norm.bias.data = kernel, torch.linspace(-1, 1, 5, dtype=torch.float64)
     theirs.train(train)
     unit.train() if train else unit.eval()
 
@@ -220,7 +220,7 @@ def test_float32_outputs_at_default_precision_choose_the_same_classes(small: fs.
     ],
 )
 def test_impossible_nets_are_refused_with_the_reason(change: dict, message: str) -> None:
-    fields = {"stage_widths": (8, 16, 32), "stage_blocks": (1, 2, 1)}
+    fields: dict[str, Any] = {"stage_widths": (8, 16, 32), "stage_blocks": (1, 2, 1)}
     with pytest.raises(ValueError, match=message):
         fs.Architecture(**{**fields, **change})
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from flax_shufflenet.images.preprocessing import expected_by
 from tests.command_tools import run_command
 from tests.folder_tools import too_deep
 
-TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
+TINY: dict[str, Any] = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 METADATA = {
     "class_names": '["ant", "bee", "cow"]',
@@ -33,7 +34,7 @@ def cache_home(tmp_path_factory, monkeypatch):
 
 
 def save_net(path: Path, metadata: dict[str, str] = METADATA, **fields) -> fs.ShuffleNetV2:
-    model = fs.ShuffleNetV2(fs.Architecture(**{**TINY, "num_classes": 3, **fields}), rngs=nnx.Rngs(0))
+    model = fs.ShuffleNetV2(fs.Architecture(**TINY | {"num_classes": 3} | fields), rngs=nnx.Rngs(0))
     model.eval()
     if model.architecture.num_classes:
         model.classifier.kernel[...] *= 100  # so that the classes differ

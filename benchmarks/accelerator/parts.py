@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +89,7 @@ class Session:
         return self.jax("copy_bytes_per_second", 2**31 if self._on_accelerator else 2**26)
 
     @contextlib.contextmanager
-    def torch(self) -> Iterator[Worker]:
+    def torch(self) -> Generator[Worker]:
         worker = self.worker(_TORCH)
         try:
             yield worker

@@ -54,7 +54,7 @@ def prepare(case: Case, mode: Mode, dtype: str) -> dict[str, Any]:
     before = _allocated()
     net = ShuffleNetV2(case.size, CLASSES)
     net.load_state_dict(torch.load(case.torch_weights, weights_only=True))
-    net.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    net.to(device=device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     images = torch.from_numpy(case.images()).permute(0, 3, 1, 2).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
     precision = torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()

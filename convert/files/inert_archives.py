@@ -52,7 +52,7 @@ class _Archive:
 
     def __init__(self, data: bytes) -> None:
         # Each entry costs far more memory than its few bytes in the file.
-        if data.count(zipfile.stringCentralDir) > _MAX_ENTRIES:  # pyright: ignore[reportAttributeAccessIssue]
+        if data.count(zipfile.stringCentralDir) > _MAX_ENTRIES:  # pyrefly: ignore[missing-attribute]
             raise ConvertError(f"a zip archive of more than {_MAX_ENTRIES:,} entries, which no checkpoint is")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
@@ -70,7 +70,7 @@ class _Archive:
             )
         for entry in self._entries.values():
             if entry.CRC == 0:  # torch.serialization.set_crc32_options(False)
-                entry.CRC = None  # pyright: ignore[reportAttributeAccessIssue]
+                entry.CRC = None  # pyrefly: ignore[bad-assignment]
         self._storages: dict[str, bytearray] = {}
 
     @property

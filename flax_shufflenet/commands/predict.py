@@ -85,9 +85,8 @@ def predict(options: Options) -> int:
 
     check_platforms()
     keep_compiled_programs()
-    model, expected = open_net(
-        shipped_nets.find(options.net), options, options.classes and _read_names(options.classes)
-    )
+    class_names = _read_names(options.classes) if options.classes else None
+    model, expected = open_net(shipped_nets.find(options.net), options, class_names)
     classes = model.architecture.num_classes
     if not classes:
         raise ValueError(f"{options.net}: a backbone, which has no classes")

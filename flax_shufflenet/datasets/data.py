@@ -133,7 +133,7 @@ def _digits() -> Dataset:
     resized = np.stack(
         [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
     )
-    images, labels = np.repeat(resized[..., None], 3, axis=-1), target.astype(np.int32)
+    images, labels = np.repeat(resized[..., None], 3, axis=-1), np.asarray(target, np.int32)
     # The split is part of the dataset, so it does not depend on the run's seed.
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
     mean, std = channel_statistics(images[train])

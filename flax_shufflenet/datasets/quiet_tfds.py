@@ -2,14 +2,14 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Without TFDS's advice to install OpenCV, and without progress bars where nobody watches."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -163,7 +163,7 @@ def _layout(architecture: Architecture, metadata: Mapping[str, str]) -> str:
 
 def _from_metadata(metadata: Mapping[str, str], num_classes: int) -> dict[str, Any]:
     """What training writes of a net's input and its classes, as far as the file has it."""
-    stored = {}
+    stored: dict[str, Any] = {}
     for name, what, valid in (
         ("image_size", "a whole number of pixels", lambda value: type(value) is int and value > 0),
         ("short_side", "a whole number of pixels", lambda value: type(value) is int and value > 0),

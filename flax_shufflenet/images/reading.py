@@ -5,7 +5,7 @@ import contextlib
 import heapq
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -121,7 +121,7 @@ def read(file: ImageFile) -> Image.Image:
 
 
 @contextlib.contextmanager
-def opened(file: ImageFile) -> Iterator[Image.Image]:
+def opened(file: ImageFile) -> Generator[Image.Image]:
     """The image in a file, of which only the header is read yet; errors of what is done with it inside name the file.
 
     Raises:

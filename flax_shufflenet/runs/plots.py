@@ -135,7 +135,7 @@ def confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequence[
         image, ax=axes, shrink=0.5, aspect=30, ticks=(0, 0.01, 0.05, 0.1, 0.25, 0.5, 1), format=_percent()
     )
     bar.set_label("share of the true class's images")
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.outline.set_visible(False)
     axes.spines[:].set_visible(False)
     return _png(figure)
 

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +29,7 @@ def why_no_room(error: BaseException | None) -> str | None:
 
 
 @contextlib.contextmanager
-def named_in_errors(path: str | Path) -> Iterator[None]:
+def named_in_errors(path: str | Path) -> Generator[None]:
     """Errors of writing to an open file, such as a full disk, do not say which file it is; inside, they do."""
     try:
         yield
@@ -40,7 +40,7 @@ def named_in_errors(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_whole(path: Path) -> Iterator[IO[bytes]]:
+def open_whole(path: Path) -> Generator[IO[bytes]]:
     """A file to write beside ``path``, renamed to it at the end, so that no reader ever sees half a file.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -33,7 +33,7 @@ def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
 
 
 @contextlib.contextmanager
-def lost_interrupts_come_again() -> Iterator[None]:
+def lost_interrupts_come_again() -> Generator[None]:
     """Within it, a ``KeyboardInterrupt`` that Python could not pass on arrives a moment later."""
 
     def interrupt_again(dropped: "sys.UnraisableHookArgs") -> bool:

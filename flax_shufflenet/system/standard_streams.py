@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, TextIO
 
 from flax_shufflenet.system.files import named_in_errors
@@ -13,7 +13,7 @@ _NAMES = {1: "stdout", 2: "stderr"}
 
 
 @contextlib.contextmanager
-def lasting() -> Iterator[None]:
+def lasting() -> Generator[None]:
     """Within it, what is printed is lost where nobody reads it any more, as behind ``head``, or ever did (``>&-``),
     and characters that the terminal's encoding lacks are written as ``\\xe4`` or ``\\u2713``.
 

@@ -13,7 +13,7 @@ import textwrap
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +157,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _errors_in_one_line(self) -> Iterator[None]:
+    def _errors_in_one_line(self) -> Generator[None]:
         try:
             yield
         except Exception as error:

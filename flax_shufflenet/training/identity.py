@@ -24,7 +24,7 @@ def identity(config: Config, dataset: AnyDataset, architecture: Architecture) ->
     JSON has them; the number of devices too, where each has batch statistics of its own."""
     options = {name: value for name, value in vars(config).items() if name not in FREE_OPTIONS}
     options["pipeline"] = dataset.pipeline
-    found = {
+    found: dict[str, Any] = {
         "options": options,
         "architecture": architecture.to_json(),
         "input": {"mean": dataset.mean, "std": dataset.std, "bgr": dataset.bgr},

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from flax_shufflenet.errors import TrainingError, one_line
 from flax_shufflenet.training.config import AUTO, Config
 
 # Seconds after which a process that was killed is taken for dead, and JAX ends the others.
-_LONGEST_SILENCE = 30
+_LONGEST_SILENCE: int = 30
 
 _ALL_HERE, _LONGEST_WAIT = "flax_shufflenet/all_here", 10**9  # milliseconds
 
@@ -76,7 +76,7 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
-def only_first_process_prints() -> Iterator[None]:
+def only_first_process_prints() -> Generator[None]:
     """What other processes write to standard output is lost; errors are not."""
     if is_first_process():
         yield
@@ -86,7 +86,7 @@ def only_first_process_prints() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def end_together() -> Iterator[None]:
+def end_together() -> Generator[None]:
     """Where what is done inside ends early in one process, interrupted or with an error, the others end, too.
 
     They may be waiting for it within JAX, where no exception reaches them: a thread says why and ends the process with
@@ -124,7 +124,7 @@ def _end_with_others(client: Any, over: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def all_or_none() -> Iterator[None]:
+def all_or_none() -> Generator[None]:
     """What is done inside has to succeed in all processes; where it fails in one, none goes on to wait for it.
 
     Raises:

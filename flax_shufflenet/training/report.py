@@ -190,7 +190,7 @@ def _circumstances(run: Run, dataset: AnyDataset, parameters: int) -> list[tuple
 
 def _classes(judged: Judgement, dataset: AnyDataset) -> list[tuple[str, ...]]:
     """The worst class first."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     totals, rights = judged.counts.sum(axis=1), np.diag(judged.counts)
     for index in np.argsort(rights / np.maximum(totals, 1), kind="stable"):
         total, right = int(totals[index]), int(rights[index])

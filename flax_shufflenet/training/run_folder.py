@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from flax_shufflenet.errors import TrainingError
@@ -19,7 +19,7 @@ LOCK_FILE = "run.lock"
 
 
 @contextlib.contextmanager
-def claim(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def claim(folder: Path, say: Callable[[str], None]) -> Generator[None]:
     """Makes the folder and keeps other runs out of it, until the end or until this process dies, however it does.
 
     A folder that was made for nothing, since nothing was written there, is removed again. Where the folder's file
@@ -41,7 +41,7 @@ def claim(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full_disk_is_one_line(folder: Path, advice: str) -> Iterator[None]:
+def full_disk_is_one_line(folder: Path, advice: str) -> Generator[None]:
     """Raises:
     TrainingError: what is done inside failed since no room is left in ``folder``; ``advice`` is its end.
     """
@@ -55,7 +55,7 @@ def full_disk_is_one_line(folder: Path, advice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _made(folder: Path) -> Generator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _locked(path: Path, say: Callable[[str], None]) -> Generator[None]:
     descriptor = _open_locked(path, say)
     try:
         os.truncate(descriptor, 0)

@@ -6,7 +6,7 @@ are stretched to a small square, it has the bits that the pipeline of images in 
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -110,7 +110,7 @@ class BatchStream:
 
 
 @contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
+def _signals_wait() -> Generator[None]:
     """Ctrl-C and SIGTERM arrive at the end. Processes that are started inside never get them: a terminal sends Ctrl-C
     to them too, and the run goes on for a step."""
     resource_tracker.ensure_running()  # starting it would let them through again

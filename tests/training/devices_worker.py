@@ -7,6 +7,7 @@ several processes: ``PATH COORDINATOR NUM_PROCESSES PROCESS_ID``, on all devices
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ ARCHITECTURE = Architecture(
     stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3, dropout=0.1
 )
 TRAIN_IMAGES = 48
-RECIPE = {"batch_size": 24, "epochs": 3, "learning_rate": 0.05, "random_erasing": 0.5, "ema": 0.9}
+RECIPE: dict[str, Any] = {"batch_size": 24, "epochs": 3, "learning_rate": 0.05, "random_erasing": 0.5, "ema": 0.9}
 
 
-FROZEN = {"freeze": "backbone", "init": Path("net")}
+FROZEN: dict[str, Any] = {"freeze": "backbone", "init": Path("net")}
 
 
 def run(config: Config, mesh: jax.sharding.Mesh | None) -> dict:
@@ -56,7 +57,7 @@ def main() -> None:
             else None
             for count in map(int, (first, *rest))
         ]
-        results = [run(Config(**RECIPE, **options), mesh) for options in ({}, FROZEN) for mesh in meshes]
+        results = [run(Config(**RECIPE | options), mesh) for options in ({}, FROZEN) for mesh in meshes]
     if processes.is_first_process():
         Path(path).write_text(json.dumps(results))
 

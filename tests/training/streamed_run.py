@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from flax_shufflenet.training.program import Program
 
 ARCHITECTURE = Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=2)
 # 3 steps in each of 2 epochs; 2 of the 14 training images are left over.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 4,
     "image_size": 8,

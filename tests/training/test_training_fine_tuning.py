@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_net_in_torchvisions_layout_goes_from_pytorch_to_a_folder_of_digits_an
     torch.save(net.state_dict(), tmp_path / "net.pth")
     conversion = convert_source(as_source(tmp_path / "net.pth"), stem="imagenet")
     (tmp_path / "net.safetensors").write_bytes(to_bytes(conversion.net.architecture, conversion.arrays, {}))
-    options = {"init": tmp_path / "net.safetensors", "dataset": str(tmp_path / "digits"), "image_size": 32}
-    options |= {"no_flip": True, "batch_size": 32, "learning_rate": 0.05, "epochs": 4}
+    options: dict[str, Any] = {"init": tmp_path / "net.safetensors", "dataset": str(tmp_path / "digits")}
+    options |= {"image_size": 32, "no_flip": True, "batch_size": 32, "learning_rate": 0.05, "epochs": 4}
     evaluation = train(Config(**options, out=tmp_path / "out"))
     assert evaluation.accuracy > 0.8

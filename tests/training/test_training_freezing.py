@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +111,8 @@ def test_a_frozen_run_that_is_stopped_ends_with_the_same_bits(tmp_path, small_da
     monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
     monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
     fs.save(net(num_classes=5), tmp_path / "init.safetensors")
-    options = {"init": tmp_path / "init.safetensors", "freeze": "backbone", "dataset": "digits", "ema": 0.9}
-    options |= {"epochs": 2, "batch_size": 8, "no_compilation_cache": True}
+    options: dict[str, Any] = {"init": tmp_path / "init.safetensors", "freeze": "backbone", "dataset": "digits"}
+    options |= {"ema": 0.9, "epochs": 2, "batch_size": 8, "no_compilation_cache": True}
     loop.train(Config(out=tmp_path / "one", **options))
     assert "recipe  classifier alone, 2 epochs" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import math
 import struct
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made on import
+from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore[missing-module-attribute], made on import
 
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.runs.metrics import MetricsWriter

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from flax_shufflenet.training.program import Program
 from tests.training.streamed_run import signal_at
 
 # 5 steps in each of 3 epochs.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "dataset": "digits",
     "epochs": 3,
     "batch_size": 4,
