@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 import torch_ref.birder
@@ -126,6 +127,14 @@ class Layout:
             head = nn.Linear(architecture.features_width, architecture.num_classes, bias=architecture.head_bias)
             net.set_submodule(self.head, head)
         return net
+
+    def reference_to_fill(self, architecture: Architecture) -> nn.Module:
+        """``build_reference`` for tensors to be loaded. The caller's random state is as it was afterwards.
+
+        On the meta device nothing would be drawn, but PyTorch then imports its compiler, which takes a second.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return self.build_reference(architecture)
 
 
 def _numbered(prefix: str, *pairs: tuple[int, int]) -> tuple[Unit, ...]:

@@ -55,7 +55,7 @@ def make(
     Raises:
         ConvertError: ONNX Runtime's error in float32 is beyond the bar, or it chooses another class.
     """
-    net = rewritten.layout.build_reference(rewritten.architecture)
+    net = rewritten.layout.reference_to_fill(rewritten.architecture)
     net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, strict=True)
     net.eval()
     data = _export(net, expected)

@@ -17,7 +17,7 @@ from convert.errors import ConvertError
 from convert.evidence.choices import Activation, Shuffle, Stem
 from convert.evidence.images import settle_input
 from convert.files.read import Source, read
-from convert.layouts import LAYOUTS, Layout
+from convert.layouts import LAYOUTS
 from convert.origin import describe_origin, restore_origin
 from convert.proof.report import Report
 from convert.proof.verify import Proof, verify
@@ -217,11 +217,6 @@ def write_layout(
     dtype = torch.float64 if arrays["stem.conv.kernel"].dtype == np.float64 else torch.float32
     tensors = {
         name: wide_tensors[name].to(dtype) if wide_tensors[name].is_floating_point() else wide_tensors[name]
-        for name in _reference_order(layout, changed_architecture)
+        for name in layout.reference_to_fill(changed_architecture).state_dict()  # in its order
     }
     return tensors, rewritten, proof
-
-
-def _reference_order(layout: Layout, architecture: Architecture) -> list[str]:
-    with torch.device("meta"):
-        return list(layout.build_reference(architecture).state_dict())

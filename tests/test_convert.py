@@ -264,6 +264,7 @@ def test_the_command_line_knows_every_layout() -> None:
 def test_the_python_interface_does_the_same(tmp_path: Path) -> None:
     architecture = small_architecture("kuangliu")
     tensors = random_state_dict("kuangliu", architecture)
+    random_state = torch.get_rng_state()
     model, report = convert.load_torch({"net": tensors, "acc": 90.0})
     assert model.architecture == architecture
     assert report.proof.failure is None
@@ -275,6 +276,7 @@ def test_the_python_interface_does_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(flat_arrays(from_file)[name], array)
     with pytest.raises(convert.ConvertError, match="the layout must be one of seed, kuangliu"):
         convert.to_torch(model, "resnet")
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def swapped(arrays: dict[str, np.ndarray], one: str, other: str) -> dict[str, np.ndarray]:

@@ -93,8 +93,7 @@ def _predicted_mean(
 ) -> np.ndarray:
     """Of what the batch normalisation ``where`` gets in train mode for ``images`` [n, 3, h, w], for each channel."""
     layout, architecture = hypothesis
-    with torch.device("meta"):  # no first weights, which would be drawn and thrown away
-        net = layout.build_reference(architecture)
+    net = layout.reference_to_fill(architecture)
     # Copies: in train mode the net goes on with its statistics.
     net.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     net.float().train()

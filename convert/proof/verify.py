@@ -151,7 +151,7 @@ def verify(
         ConvertError: the tensors do not load into the layout's net, or the outputs overflow.
     """
     batches = random_images(layout, torch_architecture, architecture) if images is None else images
-    reference = layout.build_reference(torch_architecture).double()
+    reference = layout.reference_to_fill(torch_architecture).double()
     try:
         reference.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
