@@ -69,6 +69,14 @@ def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None
         os.environ[name.upper()] = str(value)
 
 
+@pytest.fixture(autouse=True)
+def torch_threads() -> Iterator[None]:
+    """What a benchmark sets ends with its test: the others took twice as long with two threads a worker."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def unoptimised() -> None:
     """Leaves LLVM's optimisations out: programs are ready in two thirds of the time, and compute the same. The commands
