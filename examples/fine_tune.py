@@ -35,7 +35,7 @@ def main(out: Path) -> None:
     # A checkpoint in PyTorch: the net for CIFAR-10 that comes with the package, in the layout of its torch_ref.
     torch.save(convert.to_torch(fs.pretrained("shufflenet_0.5_cifar10"), "seed"), out / "cifar10.pt")
 
-    # Converted and proven. It keeps its preprocessing: images of 32x32, normalised as CIFAR-10's.
+    # Converted and proven. The file says nothing of its images, for which training takes CIFAR-10's normalisation.
     model, _ = convert.load_torch(out / "cifar10.pt")
     fs.save(model, out / "cifar10.safetensors")
 

@@ -37,7 +37,6 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("command", "platform"),
     [
-        (["train.py", "--dataset", "digits", "--out", "OUT"], "cuda"),
         (["train.py", "--dataset", "digits", "--out", "OUT"], "nonsense"),
         (["-m", "convert", "seed.pt"], "cuda"),
         (["-m", "flax_shufflenet", "predict", "net.safetensors", "image.png"], "nonsense"),
