@@ -1,7 +1,7 @@
 """JAX against PyTorch over several seeds: ``python -m benchmarks.seeds --data_dir DIR --out runs/seeds``.
 
-Trains the same net by the same recipe in both, one run after the other, each in a process of its own, and prints the
-table of the runs, then means, spreads and the difference. Runs that are finished in OUT are not repeated: an
+Trains the same net by the same recipe in each framework, one run after the other, each in a process of its own, and
+prints the table of the runs, then means, spreads and differences. Runs that are finished in OUT are not repeated: an
 interrupted command, given again, goes on.
 """
 
@@ -21,17 +21,19 @@ _ROOT = Path(__file__).parents[1]
 _PROGRAMS = {
     "JAX": ([str(_ROOT / "train.py")], "net.safetensors"),
     "PyTorch": (["-m", "benchmarks.torch_train"], "net.pt"),
+    "stock Flax": (["-m", "benchmarks.stock_train"], "net.npz"),
 }
 
 
 def folder_of(out: Path, framework: str, seed: int) -> Path:
-    return out / f"{framework.lower()}_seed{seed}"
+    return out / f"{framework.lower().replace(' ', '_')}_seed{seed}"
 
 
-def run_all(out: Path, seeds: Sequence[int], options: Sequence[str]) -> int:
+def run_all(out: Path, frameworks: Sequence[str], seeds: Sequence[int], options: Sequence[str]) -> int:
     """Trains what is missing, seed by seed; returns the exit code of the first run that fails, or 0."""
     for seed in seeds:
-        for framework, (program, done) in _PROGRAMS.items():
+        for framework in frameworks:
+            program, done = _PROGRAMS[framework]
             folder = folder_of(out, framework, seed)
             if (folder / done).exists():
                 print(f"\n{framework}, seed {seed}: finished in {folder}", flush=True)
@@ -56,9 +58,13 @@ def difference_interval(some: Sequence[float], others: Sequence[float]) -> tuple
     return float(interval.low), float(interval.high)
 
 
-def describe_difference(accuracies: dict[str, list[float]]) -> str:
-    """How far the mean of the first of two frameworks lies above that of the second, in points."""
-    (name, some), (other, others) = accuracies.items()
+def describe_differences(accuracies: dict[str, list[float]]) -> list[str]:
+    """How far the mean of the first framework lies above that of each other, in points."""
+    first, *rest = accuracies
+    return [_difference(first, accuracies[first], other, accuracies[other]) for other in rest]
+
+
+def _difference(name: str, some: list[float], other: str, others: list[float]) -> str:
     apart = f"{name} less {other}: {100 * (statistics.mean(some) - statistics.mean(others)):+.2f} points"
     has_spread = len({*some}) > 1 or len({*others}) > 1
     if min(len(some), len(others)) < 2 or not has_spread:
@@ -77,11 +83,11 @@ def summary(runs: dict[str, list[Run]]) -> list[str]:
         speeds = [run.images_per_second for run in own if run.images_per_second]
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
         lines.append(
-            f"{framework:<8} test accuracy {percent(statistics.mean(accuracies))}, standard deviation "
+            f"{framework:<10} test accuracy {percent(statistics.mean(accuracies))}, standard deviation "
             f"{percent(spread)}, {percent(min(accuracies))} to {percent(max(accuracies))} ({len(own)} seeds); "
             f"{duration(statistics.mean(run.seconds for run in own))} a run, {statistics.median(speeds):,.0f} images/s"
         )
-    return [*lines, describe_difference(found)]
+    return [*lines, *describe_differences(found)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--net_size", type=float, choices=(0.5, 1.0, 1.5, 2.0), default=0.5)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--frameworks", nargs="+", choices=tuple(_PROGRAMS), default=["JAX", "PyTorch"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"), help="folder of the runs (default: runs/seeds)")
     return parser
@@ -106,13 +113,13 @@ def main() -> int:
     if given.data_dir:
         options += ["--data_dir", str(given.data_dir)]
     try:
-        code = run_all(given.out, given.seeds, options)
+        code = run_all(given.out, given.frameworks, given.seeds, options)
     except KeyboardInterrupt:
         code = 130
     if code:
         print("seeds: a run did not finish; the same command goes on with it", file=sys.stderr)
         return code
-    runs = {name: [read_run(folder_of(given.out, name, seed)) for seed in given.seeds] for name in _PROGRAMS}
+    runs = {name: [read_run(folder_of(given.out, name, seed)) for seed in given.seeds] for name in given.frameworks}
     print()
     compare.print_table(compare.name_runs([run for own in runs.values() for run in own]))
     print("\n".join(summary(runs)))

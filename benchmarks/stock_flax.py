@@ -116,7 +116,8 @@ class StockShuffleNetV2(nnx.Module):
         self.last = ConvBN(width, architecture.last_width, relu=True, **options)
         self.classifier = nnx.Linear(architecture.last_width, architecture.num_classes, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """``rngs`` is what a train step gives each net; there is no dropout here to draw from it."""
         x = self.stem(x)
         for stage in self.stages:
             for block in stage:

@@ -8,13 +8,10 @@ with the same threads and allocator settings. What it writes is what train.py wr
 import dataclasses
 import io
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from tyro.conf import arg
-
+from benchmarks.same_training import SameOptions, check_is_new, write_run
 from flax_shufflenet.commands.command_line import run
-from flax_shufflenet.datasets.catalogue import default_data_dir
 from flax_shufflenet.system import allocator
 from flax_shufflenet.training.config import Config
 
@@ -24,51 +21,18 @@ if TYPE_CHECKING:
     from flax_shufflenet.datasets.data import Dataset
 
 NET_FILE = "net.pt"
-_SHARED = (
-    "net_size",
-    "dataset",
-    "data_dir",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "seed",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SameOptions):
     """Trains torch_ref's ShuffleNetV2 in PyTorch, on the batches that train.py trains on, by the published recipe.
 
-    Saves a state_dict as net.pt, with one line of JSON per epoch in metrics.jsonl. Of train.py's options these are
-    the same.
+    Saves a state_dict as net.pt, with one line of JSON per epoch in metrics.jsonl. Of train.py's options most are the
+    same.
     """
 
-    net_size: float = 1.0
-    dataset: str = "cifar10"
-    data_dir: Path = dataclasses.field(default_factory=default_data_dir)
-    epochs: int = 200
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    seed: int = 0
     same_weights: bool = False
     """Start from the weights that train.py draws from the seed, rather than from PyTorch's own draw."""
-    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: runs/torch_DATASET_NET_SIZE)")] = None
-    """Folder for the results."""
-    force: bool = False
-    """Replace the results of an earlier run in OUT."""
-
-    def config(self) -> Config:
-        """The same run, as train.py's options.
-
-        Raises:
-            OptionError: a value out of its range.
-        """
-        out = self.out or Path("runs") / f"torch_{Path(self.dataset).name}_{self.net_size}"
-        return Config(out=out, force=self.force, **{name: getattr(self, name) for name in _SHARED})
 
 
 def train(options: Options) -> int:
@@ -76,34 +40,27 @@ def train(options: Options) -> int:
 
     Raises:
         OptionError: a value out of its range.
-        TrainingError: no data, a net already there, or a loss that is not finite.
+        TrainingError: no data, or a net already there.
+        FloatingPointError: a loss is not finite.
         OSError: the results cannot be written.
     """
-    config = options.config()
+    config = options.config("torch")
     allocator.restart_with_fast_malloc()
     # Imported here: JAX and PyTorch take seconds that --help and a mistyped option need not wait for.
     import torch
 
     from benchmarks.torch_training import Batches, Trainer, learning_rates, use_all_cores
     from flax_shufflenet.datasets import data
-    from flax_shufflenet.errors import TrainingError
-    from flax_shufflenet.runs.metrics import MetricsWriter
-    from flax_shufflenet.runs.run import METRICS_FILE
     from flax_shufflenet.system import user_cache
     from flax_shufflenet.system.files import write_whole
-    from flax_shufflenet.training.description import describe_run, epoch_line
+    from flax_shufflenet.training.description import describe_run
     from flax_shufflenet.training.evaluation import evaluate_logits
-    from flax_shufflenet.training.recipe import describe
-    from flax_shufflenet.training.totals import EpochTotals
 
-    out = config.out_dir
-    if (out / NET_FILE).exists() and not config.force:
-        raise TrainingError(f"{out / NET_FILE} exists: choose another --out, or replace it with --force")
+    check_is_new(config, NET_FILE)
     user_cache.keep_compiled_programs()
     dataset = data.load(config.dataset, config.data_dir)
     batches = Batches(config, dataset)
-    total_steps = config.epochs * batches.steps_per_epoch
-    rates = learning_rates(config, total_steps)
+    rates = learning_rates(config, config.epochs * batches.steps_per_epoch)
     threads = use_all_cores()
     trainer = Trainer(initial_net(config, dataset, same_weights=options.same_weights), config, rates)
     said = describe_run(config, dataset)
@@ -113,25 +70,19 @@ def train(options: Options) -> int:
     print(f"data    {dataset.name} from {dataset.source}")
     print(f"net     torch_ref.ShuffleNetV2 {config.net_size}, float32, PyTorch {torch.__version__}, {threads} threads")
     print(f"weights {'those of train.py' if options.same_weights else 'drawn by PyTorch'}, from seed {config.seed}")
-    print(f"recipe  {describe(config, flip=dataset.flip)}\nresults {out}", flush=True)
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / NET_FILE).unlink(missing_ok=True)
-    with MetricsWriter(out / METRICS_FILE, [said]) as metrics:
-        for epoch in range(1, config.epochs + 1):
-            totals = EpochTotals(config.batch_size, epoch, config.epochs)
-            last = epoch * batches.steps_per_epoch
-            for number in range(last - batches.steps_per_epoch + 1, last + 1):
-                totals.add(number, trainer.step(number - 1, *batches[number - 1]))
-            record, _ = totals.finish(
-                last, float(rates[last - 1]), lambda: evaluate_logits(trainer.predict(dataset), dataset.test_labels)
-            )
-            metrics.write(record)
-            print(epoch_line(record, config.epochs), flush=True)
+    write_run(
+        config,
+        dataset,
+        said,
+        steps_per_epoch=batches.steps_per_epoch,
+        learning_rate=lambda number: float(rates[number - 1]),
+        step=lambda number: trainer.step(number - 1, *batches[number - 1]),
+        evaluate=lambda: evaluate_logits(trainer.predict(dataset), dataset.test_labels),
+    )
     buffer = io.BytesIO()
     torch.save(trainer.net.state_dict(), buffer)
-    write_whole(out / NET_FILE, buffer.getvalue())
-    print(f"saved   {out / NET_FILE}")
+    write_whole(config.out_dir / NET_FILE, buffer.getvalue())
+    print(f"saved   {config.out_dir / NET_FILE}")
     return 0
 
 

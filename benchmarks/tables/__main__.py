@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
     "runs": runs.whole,
     "tries": runs.tries,
     "seeds": runs.seeds,
+    "time_to_accuracy": runs.time_to_accuracy,
     "evidence": evidence.graphs,
     "evidence_inputs": evidence.inputs,
     "accelerator_train": accelerator.train,

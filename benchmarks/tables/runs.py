@@ -1,14 +1,16 @@
 """What training runs reached, from their metrics.jsonl."""
 
+import itertools
 import statistics
 from pathlib import Path
 
-from benchmarks.seeds import describe_difference
+from benchmarks.seeds import describe_differences
 from benchmarks.tables import markdown
 from flax_shufflenet.runs.run import Run, percent, read_run, wilson_interval
 from flax_shufflenet.training.config import TaskOptions, TrainingOptions
 from flax_shufflenet.training.recipe import RECIPES
 
+_LEVELS = (0.90, 0.95, 0.98)  # test accuracies
 _PACKAGES = ("python", "jax", "flax", "torch")
 
 
@@ -83,7 +85,39 @@ def seeds(*folders: Path) -> list[str]:
         for framework, shares in accuracies.items()
     )
     heading = ["", *(f"seed {number}" for number in numbers), "mean", "standard deviation"]
-    return [*markdown.table(heading, rows), "", f"{describe_difference(accuracies)}. {_ran_on(runs)}"]
+    differences = "; ".join(describe_differences(accuracies))
+    return [*markdown.table(heading, rows), "", f"{differences}. {_ran_on(runs)}"]
+
+
+def time_to_accuracy(*folders: Path) -> list[str]:
+    """A row for each framework: the seconds that its runs took on the mean to the first epoch of a test accuracy, with
+    the ratio to the first framework; empty where a run does not get there. Start-up and compiling are not in it."""
+    runs = _read(folders)
+    by_framework: dict[str, list[Run]] = {}
+    for run in runs:
+        by_framework.setdefault(run.description.get("framework", "JAX"), []).append(run)
+    first = next(iter(by_framework.values()))
+    rows = []
+    for framework, own in by_framework.items():
+        epoch = statistics.median(record["seconds"] for run in own for record in run.epochs)
+        cells = []
+        for level in _LEVELS:
+            mean, reference = _mean_seconds_to(own, level), _mean_seconds_to(first, level)
+            cells.append("" if mean is None or reference is None else f"{mean:.0f} s ({mean / reference:.1f})")
+        rows.append([framework, str(len(own)), f"{epoch:.1f} s", *cells])
+    heading = ["", "seeds", "an epoch, median", *(f"to {level:.0%}".replace("%", " %") for level in _LEVELS)]
+    return [*markdown.table(heading, rows), "", _ran_on(runs)]
+
+
+def _mean_seconds_to(runs: list[Run], level: float) -> float | None:
+    """None where one of the runs has no epoch of that test accuracy."""
+    found = []
+    for run in runs:
+        seconds = itertools.accumulate(record["seconds"] for record in run.epochs)
+        reached = (each for each, record in zip(seconds, run.epochs, strict=True) if record["test_accuracy"] >= level)
+        found.append(next(reached, None))
+    times = [each for each in found if each is not None]
+    return statistics.mean(times) if len(times) == len(runs) else None
 
 
 def _read(folders: tuple[Path, ...]) -> list[Run]:

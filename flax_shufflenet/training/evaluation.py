@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.datasets.streamed import AnyDataset, StreamedDataset
@@ -55,7 +55,7 @@ def make_predict(
         parameters: list[Array],
         statistics: list[Array],
         images: UInt8[Array, "test h w 3"],
-        start: int | Int32[Array, ""],
+        start: int | Int[Array, ""],
     ) -> Float[Array, "batch classes"]:
         # The last batch reaches beyond the end, and repeats the last image there.
         indices = devices.own_part(jnp.minimum(start + jnp.arange(batch_size), count - 1))

@@ -1,21 +1,29 @@
-"""The same training in PyTorch: the same losses, the same files, and runs that are not repeated."""
+"""The same training in PyTorch and with stock Flax layers: the same losses, the same files, no run repeated."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
-from benchmarks import seeds
+from benchmarks import seeds, stock_train
 from benchmarks.same_losses import losses
+from benchmarks.tables import runs
 from flax_shufflenet.commands import compare
+from flax_shufflenet.datasets import data
+from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.runs.run import read_run
+from flax_shufflenet.system import allocator
+from flax_shufflenet.training import loop, start
 from flax_shufflenet.training.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +67,47 @@ def test_an_epoch_in_pytorch_writes_what_compare_reads(tmp_path, cache_home):
     assert int(net["bn1.num_batches_tracked"]) == 48 // 16
 
 
-def test_a_wrong_option_is_one_line():
+def test_stock_layers_train_alike(tmp_path, small_dataset, float64, monkeypatch, capsys):
+    """The whole command, in this process: from the same weights it ends each epoch with the loss of train.py's net."""
+    architecture = dataclasses.replace(
+        fs.seed(0.5, 3), stage_widths=(4,), stage_blocks=(2,), stem_width=4, last_width=8
+    )
+
+    def initial(*_):
+        return fs.ShuffleNetV2(architecture, dtype="float64", rngs=nnx.Rngs(0)), "tiny"
+
+    monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
+    monkeypatch.setattr(start, "initial_model", initial)
+    monkeypatch.setattr(loop, "initial_model", initial)
+    monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
+    monkeypatch.setattr(allocator, "restart_with_fast_malloc", lambda: None)  # this process has to go on
+    options: dict[str, Any] = {
+        "net_size": 0.5,
+        "dataset": "digits",
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 0.05,
+    }
+    assert stock_train.train(stock_train.Options(out=tmp_path / "stock", **options)) == 0
+    loop.train(Config(out=tmp_path / "ours", **options))
+    stock, ours = (read_run(tmp_path / name) for name in ("stock", "ours"))
+    assert stock.description["framework"] == "stock Flax"
+    assert len(stock.epochs) == 3
+    # Tests would differ: stock layers keep the variance of the batch itself, and PyTorch and train.py an unbiased one.
+    for key in ("train_loss", "train_accuracy", "learning_rate"):
+        np.testing.assert_allclose(stock.series(key)[1], ours.series(key)[1], rtol=0, atol=1e-8)
+    assert np.ptp(stock.series("train_loss")[1]) > 0.01  # it learns
+    with pytest.raises(TrainingError, match=r"net\.npz exists: choose another --out, or replace it with --force"):
+        stock_train.train(stock_train.Options(out=tmp_path / "stock", **options))
+
+
+@pytest.mark.parametrize("command", ["torch_train", "stock_train"])
+def test_a_wrong_option_is_one_line(command):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.torch_train", "--epochs", "0"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", f"benchmarks.{command}", "--epochs", "0"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "torch_train: --epochs must be at least 1, not 0 (see --help)\n"
+    assert done.stderr == f"{command}: --epochs must be at least 1, not 0 (see --help)\n"
 
 
 def write_finished(out, framework, seed, accuracy):
@@ -84,12 +127,32 @@ def test_finished_runs_are_not_repeated_and_mean_and_spread_are_theirs(tmp_path,
     monkeypatch.setattr(sys, "argv", ["seeds", "--out", str(tmp_path)])
     assert seeds.main() == 0
     printed = capsys.readouterr().out
-    assert "JAX      test accuracy 60.00 %, standard deviation 10.00 %, 50.00 % to 70.00 % (3 seeds)" in printed
-    assert "PyTorch  test accuracy 50.00 %, standard deviation 0.00 %" in printed
+    assert "JAX        test accuracy 60.00 %, standard deviation 10.00 %, 50.00 % to 70.00 % (3 seeds)" in printed
+    assert "PyTorch    test accuracy 50.00 %, standard deviation 0.00 %" in printed
     # The mean's deviation is 0.1 / sqrt(3), and 4.303 is Student's t for two degrees of freedom.
     assert "JAX less PyTorch: +10.00 points, 95 % confidence interval -14.84 to +34.84" in printed
     assert "pytorch_seed2" in printed
 
 
+def test_the_time_to_an_accuracy_is_that_of_the_first_epoch_that_reaches_it(tmp_path):
+    for framework, seconds in (("JAX", 10.0), ("PyTorch", 25.0)):
+        for seed, reached in ((0, 2), (1, 4)):
+            folder = tmp_path / f"{framework}{seed}"
+            folder.mkdir()
+            config = {"epochs": 5, "dataset": "digits", "seed": seed}
+            said = {"config": config, "framework": framework, "test_images": 100, "device": "cpu", "versions": {}}
+            epochs = [
+                {"epoch": epoch, "test_accuracy": 0.96 if epoch >= reached else 0.5}
+                | {"seconds": seconds, "images_per_second": 1.0}
+                for epoch in range(1, 6)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [said, *epochs]))
+    table = runs.time_to_accuracy(*sorted(tmp_path.iterdir()))
+    assert table[2:4] == [
+        "| JAX | 2 | 10.0 s | 30 s (1.0) | 30 s (1.0) | |",
+        "| PyTorch | 2 | 25.0 s | 75 s (2.5) | 75 s (2.5) | |",
+    ]
+
+
 def test_one_seed_has_a_difference_without_an_interval():
-    assert seeds.describe_difference({"JAX": [0.5], "PyTorch": [0.75]}) == "JAX less PyTorch: -25.00 points"
+    assert seeds.describe_differences({"JAX": [0.5], "PyTorch": [0.75]}) == ["JAX less PyTorch: -25.00 points"]
