@@ -5,7 +5,7 @@
 The folder is made of scikit-learn's handwritten digits. Needs ``pip install -e '.[train,torch]'``.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -55,5 +55,8 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", help="folder for all that is made (default: one that is removed)")
+    out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as here:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else here))
+        main(out or Path(here))
