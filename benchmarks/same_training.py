@@ -2,14 +2,16 @@
 reads."""
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import arg
 
 from flax_shufflenet.datasets.catalogue import default_data_dir
 from flax_shufflenet.errors import TrainingError
+from flax_shufflenet.system import allocator
 from flax_shufflenet.training.config import Config
 
 if TYPE_CHECKING:
@@ -58,48 +60,65 @@ class SameOptions:
         return Config(out=out, force=self.force, **{name: getattr(self, name) for name in _SHARED})
 
 
-def check_is_new(config: Config, net_file: str) -> None:
-    """Raises:
-    TrainingError: there is a finished run, which is not to be replaced.
-    """
-    path = config.out_dir / net_file
-    if path.exists() and not config.force:
-        raise TrainingError(f"{path} exists: choose another --out, or replace it with --force")
+class Training(NamedTuple):
+    """What another net brings to a run. Steps are counted from 1."""
+
+    said: dict[str, Any]
+    """The first line of metrics.jsonl."""
+    steps_per_epoch: int
+    learning_rate: Callable[[int], float]
+    """Of one step."""
+    step: "Callable[[int], StepMetrics]"
+    """Does one step."""
+    evaluate: "Callable[[], Evaluation]"
+    save: Callable[[IO[bytes]], None]
+    """Writes the net's file."""
 
 
-def write_run(
-    config: Config,
-    dataset: "Dataset",
-    said: dict[str, Any],
-    *,
-    steps_per_epoch: int,
-    learning_rate: Callable[[int], float],
-    step: "Callable[[int], StepMetrics]",
-    evaluate: "Callable[[], Evaluation]",
-) -> None:
-    """Trains, and writes metrics.jsonl; ``said`` is its first line.
+def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]") -> int:
+    """Trains as train.py would, and writes metrics.jsonl and ``net_file`` to the run's folder; returns 0.
 
-    ``step`` does one and ``learning_rate`` tells that of one; steps are counted from 1.
+    ``prepare`` makes the net for the images, and prints what it is.
 
     Raises:
+        TrainingError: no data, or a net already there.
         FloatingPointError: a loss is not finite.
         OSError: the results cannot be written.
     """
+    allocator.restart_with_fast_malloc()
     # Imported here: JAX takes a second that --help and a mistyped option need not wait for.
+    from flax_shufflenet.datasets import data
     from flax_shufflenet.runs.metrics import MetricsWriter
     from flax_shufflenet.runs.run import METRICS_FILE
+    from flax_shufflenet.system import user_cache
+    from flax_shufflenet.system.files import write_whole
     from flax_shufflenet.training.description import epoch_line
     from flax_shufflenet.training.recipe import describe
     from flax_shufflenet.training.totals import EpochTotals
 
-    print(f"recipe  {describe(config, flip=dataset.flip)}\nresults {config.out_dir}", flush=True)
-    config.out_dir.mkdir(parents=True, exist_ok=True)
-    with MetricsWriter(config.out_dir / METRICS_FILE, [said]) as metrics:
+    out = config.out_dir
+    net = out / net_file
+    if net.exists() and not config.force:
+        raise TrainingError(f"{net} exists: choose another --out, or replace it with --force")
+    user_cache.keep_compiled_programs()
+    dataset = data.load(config.dataset, config.data_dir)
+    print(f"data    {dataset.name} from {dataset.source}")
+    training = prepare(dataset)
+    print(f"recipe  {describe(config, flip=dataset.flip)}\nresults {out}", flush=True)
+
+    out.mkdir(parents=True, exist_ok=True)
+    net.unlink(missing_ok=True)
+    with MetricsWriter(out / METRICS_FILE, [training.said]) as metrics:
         for epoch in range(1, config.epochs + 1):
             totals = EpochTotals(config.batch_size, epoch, config.epochs)
-            last = epoch * steps_per_epoch
-            for number in range(last - steps_per_epoch + 1, last + 1):
-                totals.add(number, step(number))
-            record, _ = totals.finish(last, learning_rate(last), evaluate)
+            last = epoch * training.steps_per_epoch
+            for number in range(last - training.steps_per_epoch + 1, last + 1):
+                totals.add(number, training.step(number))
+            record, _ = totals.finish(last, training.learning_rate(last), training.evaluate)
             metrics.write(record)
             print(epoch_line(record, config.epochs), flush=True)
+    buffer = io.BytesIO()
+    training.save(buffer)
+    write_whole(net, buffer.getvalue())
+    print(f"saved   {net}")
+    return 0

@@ -6,18 +6,22 @@ evaluation: the layers are all that differs. What it writes is what train.py wri
 """
 
 import dataclasses
-import io
 import sys
+from typing import TYPE_CHECKING
 
-from benchmarks.same_training import SameOptions, check_is_new, write_run
+from benchmarks import same_training
 from flax_shufflenet.commands.command_line import run
 from flax_shufflenet.system import allocator
+from flax_shufflenet.training.config import Config
+
+if TYPE_CHECKING:
+    from flax_shufflenet.datasets.data import Dataset
 
 NET_FILE = "net.npz"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(SameOptions):
+class Options(same_training.SameOptions):
     """Trains a ShuffleNetV2 of stock Flax layers as train.py trains its own, by the published recipe.
 
     Saves its arrays as net.npz, with one line of JSON per epoch in metrics.jsonl. Of train.py's options most are the
@@ -30,21 +34,17 @@ def train(options: Options) -> int:
 
     Raises:
         OptionError: a value out of its range.
-        TrainingError: no data, or a net already there.
-        FloatingPointError: a loss is not finite.
-        OSError: the results cannot be written.
     """
     config = options.config("stock_flax")
-    allocator.restart_with_fast_malloc()
-    # Imported here: JAX takes a second that --help and a mistyped option need not wait for.
+    return same_training.train(config, NET_FILE, lambda dataset: _prepare(config, dataset))
+
+
+def _prepare(config: Config, dataset: "Dataset") -> same_training.Training:
     import jax
     import numpy as np
 
     from benchmarks.stock_flax import with_weights_of
-    from flax_shufflenet.datasets import data
     from flax_shufflenet.functional import split
-    from flax_shufflenet.system import user_cache
-    from flax_shufflenet.system.files import write_whole
     from flax_shufflenet.training.description import describe_run
     from flax_shufflenet.training.evaluation import make_evaluate, make_predict_of
     from flax_shufflenet.training.feed import ResidentFeed
@@ -57,10 +57,7 @@ def train(options: Options) -> int:
         make_train_step,
     )
 
-    check_is_new(config, NET_FILE)
-    user_cache.keep_compiled_programs()
     allocator.begin_steps_one_by_one()
-    dataset = data.load(config.dataset, config.data_dir)
     model = with_weights_of(initial_model(config, dataset, None)[0])
     model.train()
     network, parameters, statistics = split(model)
@@ -70,8 +67,6 @@ def train(options: Options) -> int:
     optimizer, schedule = make_optimizer(config, total_steps), make_schedule(config, total_steps)
     feed = ResidentFeed(dataset, config, None)
     evaluate = make_evaluate(make_predict_of(split(model)[0], dataset, flip=False), dataset.test_labels)
-    said = describe_run(config, dataset) | {"framework": "stock Flax"}
-    print(f"data    {dataset.name} from {dataset.source}")
     print(f"net     stock Flax layers, ShuffleNetV2 {config.net_size}, float32, JAX {jax.__version__}")
     state, order = initial_state(parameters, statistics, optimizer, averaged=False), None
     train_step = make_train_step(network, optimizer, config, dataset).lower(state, *feed.template()).compile()
@@ -83,20 +78,14 @@ def train(options: Options) -> int:
         state, metrics = train_step(state, *feed.arguments(order))
         return metrics
 
-    write_run(
-        config,
-        dataset,
-        said,
-        steps_per_epoch=steps_per_epoch,
+    return same_training.Training(
+        describe_run(config, dataset) | {"framework": "stock Flax"},
+        steps_per_epoch,
         learning_rate=lambda number: np.asarray(schedule(number - 1)).item(),
         step=step,
         evaluate=lambda: evaluate(state.parameters, state.statistics),
+        save=lambda file: np.savez(file, *state.parameters, *state.statistics),
     )
-    buffer = io.BytesIO()
-    np.savez(buffer, *state.parameters, *state.statistics)
-    write_whole(config.out_dir / NET_FILE, buffer.getvalue())
-    print(f"saved   {config.out_dir / NET_FILE}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ with the same threads and allocator settings. What it writes is what train.py wr
 """
 
 import dataclasses
-import io
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks.same_training import SameOptions, check_is_new, write_run
+from benchmarks import same_training
 from flax_shufflenet.commands.command_line import run
-from flax_shufflenet.system import allocator
 from flax_shufflenet.training.config import Config
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ NET_FILE = "net.pt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(SameOptions):
+class Options(same_training.SameOptions):
     """Trains torch_ref's ShuffleNetV2 in PyTorch, on the batches that train.py trains on, by the published recipe.
 
     Saves a state_dict as net.pt, with one line of JSON per epoch in metrics.jsonl. Of train.py's options most are the
@@ -40,25 +38,18 @@ def train(options: Options) -> int:
 
     Raises:
         OptionError: a value out of its range.
-        TrainingError: no data, or a net already there.
-        FloatingPointError: a loss is not finite.
-        OSError: the results cannot be written.
     """
     config = options.config("torch")
-    allocator.restart_with_fast_malloc()
-    # Imported here: JAX and PyTorch take seconds that --help and a mistyped option need not wait for.
+    return same_training.train(config, NET_FILE, lambda dataset: _prepare(options, config, dataset))
+
+
+def _prepare(options: Options, config: Config, dataset: "Dataset") -> same_training.Training:
     import torch
 
     from benchmarks.torch_training import Batches, Trainer, learning_rates, use_all_cores
-    from flax_shufflenet.datasets import data
-    from flax_shufflenet.system import user_cache
-    from flax_shufflenet.system.files import write_whole
     from flax_shufflenet.training.description import describe_run
     from flax_shufflenet.training.evaluation import evaluate_logits
 
-    check_is_new(config, NET_FILE)
-    user_cache.keep_compiled_programs()
-    dataset = data.load(config.dataset, config.data_dir)
     batches = Batches(config, dataset)
     rates = learning_rates(config, config.epochs * batches.steps_per_epoch)
     threads = use_all_cores()
@@ -67,23 +58,16 @@ def train(options: Options) -> int:
     versions = {**said["versions"], "torch": torch.__version__}
     said |= {"framework": "PyTorch", "device": "cpu", "platform": "cpu", "versions": versions}
     said["config"] = said["config"] | {"same_weights": options.same_weights}
-    print(f"data    {dataset.name} from {dataset.source}")
     print(f"net     torch_ref.ShuffleNetV2 {config.net_size}, float32, PyTorch {torch.__version__}, {threads} threads")
     print(f"weights {'those of train.py' if options.same_weights else 'drawn by PyTorch'}, from seed {config.seed}")
-    write_run(
-        config,
-        dataset,
+    return same_training.Training(
         said,
-        steps_per_epoch=batches.steps_per_epoch,
+        batches.steps_per_epoch,
         learning_rate=lambda number: float(rates[number - 1]),
         step=lambda number: trainer.step(number - 1, *batches[number - 1]),
         evaluate=lambda: evaluate_logits(trainer.predict(dataset), dataset.test_labels),
+        save=lambda file: torch.save(trainer.net.state_dict(), file),
     )
-    buffer = io.BytesIO()
-    torch.save(trainer.net.state_dict(), buffer)
-    write_whole(config.out_dir / NET_FILE, buffer.getvalue())
-    print(f"saved   {config.out_dir / NET_FILE}")
-    return 0
 
 
 def initial_net(config: Config, dataset: "Dataset", *, same_weights: bool) -> "torch.nn.Module":

@@ -72,10 +72,10 @@ def seeds(*folders: Path) -> list[str]:
         ValueError: a framework lacks one of the seeds.
     """
     runs = _read(folders)
-    found: dict[str, dict[int, float]] = {}
-    for run in runs:
-        framework = run.description.get("framework", "JAX")
-        found.setdefault(framework, {})[run.options["seed"]] = _last(run, "test_accuracy")
+    found = {
+        framework: {run.options["seed"]: _last(run, "test_accuracy") for run in own}
+        for framework, own in _by_framework(runs).items()
+    }
     numbers = sorted(next(iter(found.values())))
     if any(sorted(by_seed) != numbers for by_seed in found.values()):
         raise ValueError("the frameworks' runs are not of the same seeds")
@@ -93,20 +93,27 @@ def time_to_accuracy(*folders: Path) -> list[str]:
     """A row for each framework: the seconds that its runs took on the mean to the first epoch of a test accuracy, with
     the ratio to the first framework; empty where a run does not get there. Start-up and compiling are not in it."""
     runs = _read(folders)
-    by_framework: dict[str, list[Run]] = {}
-    for run in runs:
-        by_framework.setdefault(run.description.get("framework", "JAX"), []).append(run)
-    first = next(iter(by_framework.values()))
+    by_framework = _by_framework(runs)
+    means = {framework: [_mean_seconds_to(own, level) for level in _LEVELS] for framework, own in by_framework.items()}
+    first = next(iter(means.values()))
     rows = []
     for framework, own in by_framework.items():
         epoch = statistics.median(record["seconds"] for run in own for record in run.epochs)
-        cells = []
-        for level in _LEVELS:
-            mean, reference = _mean_seconds_to(own, level), _mean_seconds_to(first, level)
-            cells.append("" if mean is None or reference is None else f"{mean:.0f} s ({mean / reference:.1f})")
+        cells = (
+            "" if mean is None or reference is None else f"{mean:.0f} s ({mean / reference:.1f})"
+            for mean, reference in zip(means[framework], first, strict=True)
+        )
         rows.append([framework, str(len(own)), f"{epoch:.1f} s", *cells])
     heading = ["", "seeds", "an epoch, median", *(f"to {level:.0%}".replace("%", " %") for level in _LEVELS)]
     return [*markdown.table(heading, rows), "", _ran_on(runs)]
+
+
+def _by_framework(runs: list[Run]) -> dict[str, list[Run]]:
+    """In the order in which they come."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.description.get("framework", "JAX"), []).append(run)
+    return found
 
 
 def _mean_seconds_to(runs: list[Run], level: float) -> float | None:

@@ -99,6 +99,10 @@ def test_stock_layers_train_alike(tmp_path, small_dataset, float64, monkeypatch,
     assert np.ptp(stock.series("train_loss")[1]) > 0.01  # it learns
     with pytest.raises(TrainingError, match=r"net\.npz exists: choose another --out, or replace it with --force"):
         stock_train.train(stock_train.Options(out=tmp_path / "stock", **options))
+    # A run that does not end leaves no net of the one that it replaces.
+    with pytest.raises(FloatingPointError):
+        stock_train.train(stock_train.Options(out=tmp_path / "stock", force=True, **options | {"learning_rate": 1e300}))
+    assert not (tmp_path / "stock" / "net.npz").exists()
 
 
 @pytest.mark.parametrize("command", ["torch_train", "stock_train"])
