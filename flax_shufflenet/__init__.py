@@ -6,6 +6,8 @@ from flax_shufflenet.lazy import first_asked_for
 
 if TYPE_CHECKING:
     from flax_shufflenet.architecture import FAMILIES, Architecture, preset, seed
+    from flax_shufflenet.images.pixel_net import of_pixels, read_preprocessing
+    from flax_shufflenet.images.preprocessing import Preprocessing
     from flax_shufflenet.inference import FusedNet, fuse
     from flax_shufflenet.model import BasicBlock, DownBlock, ShuffleNetV2, channel_shuffle, channel_split
     from flax_shufflenet.shipped.nets import pretrained
@@ -17,14 +19,17 @@ __all__ = [
     "BasicBlock",
     "DownBlock",
     "FusedNet",
+    "Preprocessing",
     "ShuffleNetV2",
     "channel_shuffle",
     "channel_split",
     "fuse",
     "load",
+    "of_pixels",
     "preset",
     "pretrained",
     "read_metadata",
+    "read_preprocessing",
     "save",
     "seed",
 ]
@@ -33,6 +38,8 @@ _MODULES = {
     **dict.fromkeys(("FAMILIES", "Architecture", "preset", "seed"), "architecture"),
     **dict.fromkeys(("FusedNet", "fuse"), "inference"),
     **dict.fromkeys(("BasicBlock", "DownBlock", "ShuffleNetV2", "channel_shuffle", "channel_split"), "model"),
+    **dict.fromkeys(("of_pixels", "read_preprocessing"), "images.pixel_net"),
+    "Preprocessing": "images.preprocessing",
     "pretrained": "shipped.nets",
     **dict.fromkeys(("load", "read_metadata", "save"), "weights"),
 }

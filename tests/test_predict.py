@@ -54,6 +54,34 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 # --- predictions
 
 
+def test_the_same_from_python(tmp_path, capsys):
+    path, file = tmp_path / "net.safetensors", tmp_path / "a.png"
+    save_net(path)
+    Image.fromarray(noise(40, 30)).save(file)
+    how = fs.read_preprocessing(path)
+    net = fs.of_pixels(fs.fuse(fs.load(path)), how)
+    pixels = np.stack([how.fit(Image.open(file).convert("RGB"))])
+    best = how.class_names[int(net(jnp.asarray(pixels)).argmax())]
+    _, out, _ = run(capsys, path, file, "--top_k", 1)
+    assert out[0].split("\t")[:2] == [str(file), best]
+
+
+def test_what_a_file_does_not_say_of_its_images_is_warned_of(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_net(path, {}, num_classes=10)
+    with pytest.warns(UserWarning, match=r"does not say how .* normalisation: CIFAR-10's; image size: "):
+        how = fs.read_preprocessing(path)
+    assert (how.size, how.mean) == (32, (0.4914, 0.4822, 0.4465))
+    save_net(path, METADATA | {"mean": "[0, 1]"})
+    with pytest.raises(ValueError, match="its mean is not three numbers") as error:
+        fs.read_preprocessing(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_a_shipped_net_says_how_it_takes_its_images():
+    assert fs.read_preprocessing("shufflenet_0.5_cifar10").class_names[3] == "cat"
+
+
 def test_a_folder_is_the_models_own_classes_and_probabilities(tmp_path, capsys):
     model = save_net(tmp_path / "net.safetensors")
     folder = tmp_path / "images"

@@ -1,17 +1,21 @@
 """A net from its file, ready for images as they are in image files: uint8, red, green, blue."""
 
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, UInt8
 
+from flax_shufflenet.architecture import Architecture
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.images.normalisation import Normalisation, normalise
 from flax_shufflenet.images.options import ImageOptions
 from flax_shufflenet.images.preprocessing import Preprocessing, expected_by
 from flax_shufflenet.model import ShuffleNetV2
-from flax_shufflenet.weights import load, read_metadata
+from flax_shufflenet.shipped import nets as shipped_nets
+from flax_shufflenet.weights import ARCHITECTURE_KEY, load, read_metadata
 
 PixelNet = Callable[[UInt8[Array, "n h w 3"]], Float32[Array, "n out"]]
 
@@ -43,6 +47,28 @@ def open_net(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return model, expected
+
+
+def read_preprocessing(net: str | os.PathLike[str]) -> Preprocessing:
+    """What a net expects of its images, by its file or its name among those that come with the package.
+
+    What a file does not tell, such as one that was converted from PyTorch, is assumed from its architecture and its
+    layout; ``assumed`` of the outcome has it, and a warning says it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not one that ``flax_shufflenet.save`` wrote; the message names it.
+    """
+    path = shipped_nets.find(Path(net))
+    metadata = read_metadata(path)
+    try:
+        found = expected_by(Architecture.from_json(metadata[ARCHITECTURE_KEY]), metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if found.assumed:
+        what = "; ".join(f"{name}: {value}" for name, value in found.assumed.items())
+        warnings.warn(f"{path} does not say how it takes its images; assumed are {what}", stacklevel=2)
+    return found
 
 
 def of_pixels(net: Callable[[Array], Array], how: Normalisation) -> PixelNet:
