@@ -220,8 +220,12 @@ def _files_of(folder: Path, net: Path, metadata: Mapping[str, str]) -> "tuple[Im
             f"{folder}: {net} was trained on all {len(learnt):,} images in it, by their names; if they are others, "
             f"move its classes to {folder / 'test'}"
         )
-    left_out = f", its {learnt.sum():,} training images left out" if learnt.any() else ""
-    return files.only(~learnt), f"{folder}{left_out}"
+    if not learnt.any():
+        return files, str(folder)
+    advice = f" (if they are others, move its classes to {folder / 'test'})"
+    own = "dataset" in metadata and Path(metadata["dataset"]).resolve() == folder.resolve()
+    left_out = f"its {learnt.sum():,} training images left out by their names{'' if own else advice}"
+    return files.only(~learnt), f"{folder}, {left_out}"
 
 
 def _record(

@@ -23,7 +23,7 @@ class DatasetFacts:
     net to start from was trained with others. ``bgr`` says that the net takes blue first. ``flip`` says whether a
     mirrored image keeps its label. ``source`` says, for people, where the images were read from. ``trained_on`` and
     ``held_out`` are the names of the training and of the test images, as ``held_out.to_text`` has them, where the two
-    lie in one folder.
+    lie in one folder; in ``trained_on`` are also those that the net to start from was trained on.
     """
 
     name: str

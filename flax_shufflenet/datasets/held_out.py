@@ -51,6 +51,15 @@ def in_both(one: str, other: str) -> int:
     return len(_digests(one) & _digests(other))
 
 
+def together(one: str, other: str) -> str:
+    """The names of two such texts as one.
+
+    Raises:
+        ValueError: one is no such text.
+    """
+    return base64.b64encode(b"".join(sorted(_digests(one) | _digests(other)))).decode()
+
+
 def _digests(text: str) -> set[bytes]:
     try:
         known = base64.b64decode(text, validate=True)

@@ -124,7 +124,6 @@ def describe_run(config: Config, dataset: AnyDataset) -> dict[str, Any]:
 
 def net_metadata(config: Config, dataset: AnyDataset, evaluation: Evaluation, epochs: int) -> dict[str, str]:
     """What is kept beside the weights of a net that was trained for ``epochs`` epochs."""
-    divided = {"test_share": json.dumps(config.test_share), "trained_on": dataset.trained_on}
     return {
         "dataset": dataset.name,
         "image_size": json.dumps(dataset.image_size),
@@ -137,5 +136,6 @@ def net_metadata(config: Config, dataset: AnyDataset, evaluation: Evaluation, ep
         "test_flip": json.dumps(config.test_flip),
         "epochs": str(epochs),
         "versions": json.dumps(versions(*_PACKAGES)),
-        **(divided if dataset.trained_on else {}),
+        **({"test_share": json.dumps(config.test_share)} if config.test_share else {}),
+        **({"trained_on": dataset.trained_on} if dataset.trained_on else {}),
     }

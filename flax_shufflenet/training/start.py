@@ -92,7 +92,8 @@ def _new_architecture(config: Config, num_classes: int) -> Architecture:
 
 
 def as_expected(dataset: AnyDataset, saved: SavedNet | None) -> AnyDataset:
-    """The dataset with the normalisation and the order of the channels that the net to start from was trained with.
+    """The dataset with the normalisation and the order of the channels that the net to start from was trained with, and
+    with what that net was trained on beside what the new one will be.
 
     Raises:
         TrainingError: of the images that are held out, that net was trained on some.
@@ -101,14 +102,17 @@ def as_expected(dataset: AnyDataset, saved: SavedNet | None) -> AnyDataset:
         return dataset
     try:
         learnt = held_out.in_both(saved.trained_on, dataset.held_out)
+        trained_on = held_out.together(saved.trained_on, dataset.trained_on)
     except ValueError as error:
         raise TrainingError(f"--init {saved.path}: {error}") from None
     if learnt:
         raise TrainingError(
-            f"--init {saved.path} was trained on {learnt:,} of the images that are held out for testing: give the "
-            "--test_share that it was trained with, or another net"
+            f"--init {saved.path} was trained on {learnt:,} of the images that are held out for testing, by their names: "
+            "give the --test_share that it was trained with, or another net; if they are other images, divide them into "
+            f"{dataset.name}/train and {dataset.name}/test"
         )
-    return dataclasses.replace(dataset, mean=saved.expected.mean, std=saved.expected.std, bgr=saved.expected.bgr)
+    expected = saved.expected
+    return dataclasses.replace(dataset, mean=expected.mean, std=expected.std, bgr=expected.bgr, trained_on=trained_on)
 
 
 def initial_model(config: Config, dataset: AnyDataset, saved: SavedNet | None) -> tuple[ShuffleNetV2, str]:

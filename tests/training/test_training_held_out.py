@@ -1,6 +1,8 @@
 """A folder of classes without parts: which of its images are held out for testing, in training and afterwards."""
 
+import dataclasses
 import json
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -15,7 +17,10 @@ from flax_shufflenet.commands import evaluate
 from flax_shufflenet.datasets import data, held_out
 from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.description import net_metadata
+from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.loop import train
+from flax_shufflenet.training.start import as_expected, read_init
 from tests.command_tools import run_command
 
 
@@ -104,11 +109,15 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
     code, out, err = run_command(capsys, evaluate, saved, "--json")
     record = json.loads(out)
     assert (code, err, record["images"]) == (0, [], 5)
-    assert record["source"] == f"{folder}, its 10 training images left out"
+    assert record["source"] == f"{folder}, its 10 training images left out by their names"
     assert record["accuracy"] == trained.accuracy
     assert record["loss"] == pytest.approx(trained.loss, rel=1e-4)
 
-    with pytest.raises(TrainingError, match=r"was trained on \d+ of the images that are held out for testing"):
+    said = (
+        rf"was trained on \d+ of the images that are held out for testing, by their names: give .*; if they are other "
+        rf"images, divide them into {re.escape(str(folder))}/train and "
+    )
+    with pytest.raises(TrainingError, match=said):
         train(Config(**{**options, "init": saved, "out": tmp_path / "more"}, test_share=0.5))
 
     # A copy, in which there are new images and some are gone, and without the file's own dataset.
@@ -125,7 +134,8 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
     learnt = sum(name not in gone and not test for name, test in zip(names, tested, strict=True))
     assert (code, out.splitlines()[0]) == (
         0,
-        f"data         {tmp_path / 'copy'}, its {learnt} training images left out: {16 - learnt} test images",
+        f"data         {tmp_path / 'copy'}, its {learnt} training images left out by their names (if they are others, "
+        f"move its classes to {tmp_path / 'copy' / 'test'}): {16 - learnt} test images",
     )
 
     # Another share would test on images that were trained on.
@@ -134,6 +144,17 @@ def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net
         TrainingError, match=r"^--test_share is 0\.5, but the unfinished run in .* was started with 0\.3: "
     ):
         train(Config(**options, test_share=0.5))
+
+
+def test_a_net_that_was_trained_twice_knows_what_it_learnt_first(folder, net, small_dataset, tmp_path):
+    first = data.load(str(folder), tmp_path, image_size=8, test_share=0.5)
+    others = dataclasses.replace(small_dataset, class_names=("one", "two"))  # as those of a folder that has parts
+    for dataset in (first, others):
+        dataset = as_expected(dataset, read_init(Config(init=net)))
+        fs.save(fs.load(net), net, net_metadata(Config(), dataset, Evaluation(0.1, 0.9), 1))
+    more = data.load(str(folder), tmp_path, image_size=8, test_share=0.9)
+    with pytest.raises(TrainingError, match=r"was trained on \d of the images that are held out for testing"):
+        as_expected(more, read_init(Config(init=net)))
 
 
 def test_nothing_is_tested_where_all_was_learnt_or_the_list_is_damaged(folder, net, tmp_path, capsys):
