@@ -136,6 +136,13 @@ def _with_stem(architecture: Architecture, target: str, notes: list[str]) -> str
                 elif name != target:
                     notes.append(f"stem: stride 2 and a max-pool, as the net has it, which {target}'s module has not")
                 return name
+        if not architecture.stem_pool_ceil:
+            change = "net.conv1[0].stride = (1, 1)" if architecture.stem_stride == 1 else "net.maxpool = nn.Identity()"
+            notes.append(
+                f"stem: {_described(stem)}, as the net has it; on torchvision's module set {change}, or its results are "
+                "wrong"
+            )
+            return "torchvision"
     if stem != _stem_of(target):
         raise ConvertError(
             f"the {target} layout cannot hold this net: its stem has {_described(stem)}, that layout's "
@@ -151,7 +158,7 @@ def _stem_of(family: str) -> _Stem:
 
 def _described(stem: _Stem) -> str:
     stride, pool, ceil = stem
-    return f"stride {stride}" + (" and a max-pool" + " without padding" * ceil) * pool
+    return f"stride {stride}" + (" and a max-pool" + " without padding" * ceil if pool else " without a max-pool")
 
 
 def _fold_conv_biases(arrays: dict[str, np.ndarray]) -> None:

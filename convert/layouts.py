@@ -212,6 +212,7 @@ LAYOUTS = {
             name="torchvision",
             repository="pytorch/vision",
             reference=torch_ref.torchvision.ShuffleNetV2,
+            options=("stem_stride", "stem_pool"),
             **_TORCHVISION_NAMES,
         ),
         Layout(

@@ -55,12 +55,14 @@ class Options:
     ericsun99, mmpretrain, birder, pytorchcv, pytorchcv_b, nanodet, fastestdet or yolov5lite."""
 
     stem: Annotated[
-        Literal["cifar", "imagenet"] | None,
+        Literal["cifar", "imagenet", "strided", "pooled"] | None,
         arg(
-            metavar="{cifar,imagenet}", help_behavior_hint="(default: cifar for 10 or 100 classes, otherwise imagenet)"
+            metavar="{cifar,imagenet,strided,pooled}",
+            help_behavior_hint="(default: as running statistics say, or cifar for 10 or 100 classes, else imagenet)",
         ),
     ] = None
-    """First layers, where the tensors cannot tell (torchvision's names): stride 1, or stride 2 and a max-pool."""
+    """First layers, where the tensors cannot tell (torchvision's names): cifar is stride 1, imagenet stride 2 and a
+    max-pool, strided stride 2 without one, pooled stride 1 with one."""
 
     activation: Annotated[
         Literal["relu", "leaky_relu"] | None,

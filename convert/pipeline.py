@@ -48,7 +48,7 @@ def load_torch(
 
     Args:
         source: a checkpoint file, or a state_dict (or the dictionary around one).
-        stem: "cifar" or "imagenet", where the tensors cannot tell.
+        stem: "cifar", "imagenet", "strided" or "pooled", where the tensors cannot tell.
         activation: "relu" or "leaky_relu", where the tensors cannot tell (NanoDet's backbones).
         shuffle: "after" or "reverse", where the tensors cannot tell (pytorchcv's shufflenetv2b).
         use_ema: take the averaged weights beside the model.

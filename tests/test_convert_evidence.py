@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
 from convert.contents.select import find_net
-from convert.evidence.choices import ACTIVATION, Stem
+from convert.evidence.choices import ACTIVATION, STEMS, Stem
 from convert.evidence.images import InputEvidence, settle_input, weigh_input
 from convert.evidence.statistics import AFTER_A_SHUFFLE, Evidence, natural_images, weigh
 from convert.layouts import LAYOUTS
@@ -52,6 +52,43 @@ def test_a_stem_that_the_statistics_speak_against_is_taken_with_a_warning() -> N
     note = note_on("stem", net.notes)
     assert "as given by --stem, but its running statistics speak against it" in note
     assert "--stem imagenet if it is low" in note
+
+
+@pytest.mark.parametrize(
+    ("stem", "classes", "taken"),
+    [("strided", 0, "strided"), ("strided", 10, "cifar"), ("pooled", 10, "imagenet"), ("cifar", 0, "strided")],
+)
+def test_the_statistics_tell_the_max_pool_and_the_stride_is_said_to_be_assumed(
+    stem: Stem, classes: int, taken: Stem
+) -> None:
+    stride, pool = STEMS[stem]
+    tensors = gathered("torchvision", classes, stem_stride=stride, stem_pool=pool)
+    net = find_net(tensors)
+    assert (net.architecture.stem_stride, net.architecture.stem_pool) == STEMS[taken]
+    other = {"cifar": "strided", "strided": "cifar", "imagenet": "pooled"}[taken]
+    assert f"not the stride{', which is assumed' * (taken == 'strided')}" in note_on("stem", net.notes)
+    assert f"--stem {other} for stride" in note_on("stem", net.notes)
+    given = find_net(tensors, stem=stem)
+    assert (given.architecture.stem_stride, given.architecture.stem_pool) == (stride, pool)
+    assert "as given by --stem; its running statistics agree" in note_on("stem", given.notes)
+
+
+def test_a_strided_stem_goes_to_flax_and_back(tmp_path, capsys) -> None:
+    tensors = gathered("torchvision", 10, stem_stride=2, stem_pool=False)
+    torch.save(tensors, tmp_path / "net.pt")
+    assert run_convert(capsys, tmp_path / "net.pt", "--stem", "strided").code == 0
+    outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pt")
+    assert outcome.code == 0
+    assert "on torchvision's module set net.maxpool = nn.Identity()" in outcome.out
+    back = torch.load(tmp_path / "back.pt")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_statistics_of_another_graph_are_said_to_fit_neither() -> None:
+    architecture = small_architecture("torchvision", 10)
+    tensors = random_state_dict("torchvision", architecture)
+    assert "fit neither" in note_on("stem", find_net(tensors).notes)
 
 
 def test_the_report_of_a_conversion_says_what_the_statistics_say(tmp_path, capsys) -> None:

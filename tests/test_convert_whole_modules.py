@@ -139,12 +139,38 @@ def test_a_cifar_stem_in_torchvisions_module_is_seen(tmp_path: Path) -> None:
         taken(net, tmp_path, stem="imagenet")
 
 
+def set_stride(net: nn.Module) -> None:
+    vars(net.get_submodule("conv1.0")).update(stride=(1, 1))
+
+
+def test_a_max_pool_behind_a_convolution_of_stride_1_is_seen(tmp_path: Path) -> None:
+    found = taken(changed("torchvision", set_stride), tmp_path)
+    assert "stem: pooled (stride 1 and a max-pool), as the module has it" in found.notes
+    assert (found.architecture.stem_stride, found.architecture.stem_pool) == (1, True)
+    with pytest.raises(
+        ConvertError, match="--stem cifar: the module's own first convolution has stride 1 and a max-po"
+    ):
+        taken(changed("torchvision", set_stride), tmp_path, stem="cifar")
+
+
+def test_whether_a_module_without_a_layer_for_it_pools_is_asked(tmp_path: Path) -> None:
+    """A max-pool that is a function in ``forward`` is no layer."""
+    net = changed("torchvision", replaced("maxpool", nn.Identity()))
+    with pytest.raises(ConvertError, match="--stem imagenet if it does, --stem strided if not"):
+        taken(net, tmp_path)
+    for stem, pool in (("imagenet", True), ("strided", False)):
+        found = taken(net, tmp_path, stem=stem)
+        assert (found.architecture.stem_stride, found.architecture.stem_pool) == (2, pool)
+
+
 @pytest.mark.parametrize(
     ("layout", "change", "reason"),
     [
         ("torchvision", set_all(nn.MaxPool2d, stride=(1, 2)), r"its max-pool maxpool has stride \(1, 2\)"),
         ("torchvision", set_all(nn.MaxPool2d, ceil_mode=True), "has ceil_mode True; nets of this layout have False"),
-        ("torchvision", lambda net: vars(net.conv1[0]).update(stride=(1, 1)), "stride 1 and a max-pool, which no"),
+        ("torchvision", lambda net: vars(net.conv1[0]).update(stride=(3, 3)), "has stride 3, which no layout with"),
+        ("megvii", replaced("maxpool", nn.Identity()), "no max-pool is among the module's layers"),
+        ("birder", set_all(nn.Conv2d, padding_mode="reflect"), "has padding_mode reflect; nets here have zeros"),
         ("torchvision", replaced("stage2.0.branch2.2", nn.SiLU()), "its activation stage2.0.branch2.2 is SiLU"),
         ("torchvision", replaced("stage2.0.branch2.2", nn.LeakyReLU()), "have to have the same"),
         ("torchvision", replaced("conv1.1", nn.BatchNorm2d(8, eps=0.1)), "1e-05, 0.1 to the variance"),

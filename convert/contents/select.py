@@ -14,7 +14,7 @@ from convert.contents.parametrised import Parametrised, under_plain_names
 from convert.contents.pruning import apply_masks
 from convert.contents.tensors import check_values, is_count
 from convert.errors import ConvertError, listing, printable
-from convert.evidence.choices import Activation, Shuffle, Stem, decide
+from convert.evidence.choices import STEMS, Activation, Shuffle, Stem, decide
 from convert.files import whole_modules
 from convert.files.whole_modules import WholeModule
 from convert.layouts import LAYOUTS, Layout
@@ -126,7 +126,7 @@ def find_net(
         stem=stem,
         activation=activation,
         shuffle=shuffle,
-        module_stem=None if candidate.module is None else _stem_of_layers(candidate.module, candidate, stem),
+        module_stems=() if candidate.module is None else _stems_of_layers(candidate.module, candidate, stem),
         in_detector=_is_in_detector(candidate),
     )
     if candidate.module is not None:
@@ -319,21 +319,21 @@ def _subject(note: str) -> str:
     return note.partition(":")[0]
 
 
-def _stem_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | None) -> Stem | None:
-    """What a whole module's own first layers are.
+def _stems_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | None) -> tuple[Stem, ...]:
+    """The stems that a whole module's own first layers leave possible: a max-pool in its ``forward`` is no layer.
 
     Raises:
-        ConvertError: no layout has such first layers, or --stem says something else.
+        ConvertError: no net has such first layers, or --stem says something else.
     """
     stride, has_max_pool = whole_modules.stem_of(module, candidate.layout, candidate.prefix)
     if stride is None or candidate.layout.name != "chenyaofo":
-        return None
-    if stride not in (1, 2) or (stride == 1 and has_max_pool):
-        pool = " and a max-pool" if has_max_pool else ""
-        raise ConvertError(f"its first convolution has stride {stride}{pool}, which no layout with these names has")
-    found: Stem = "cifar" if stride == 1 else "imagenet"
-    if stem not in (None, found):
-        raise ConvertError(f"--stem {stem}: the module's own first convolution has stride {stride}; leave it out")
+        return ()
+    found = tuple(name for name, (s, pool) in STEMS.items() if s == stride and (pool or not has_max_pool))
+    if not found:
+        raise ConvertError(f"its first convolution has stride {stride}, which no layout with these names has")
+    if stem not in (None, *found):
+        pool = " and a max-pool follows" if has_max_pool and STEMS[stem][0] == stride else ""
+        raise ConvertError(f"--stem {stem}: the module's own first convolution has stride {stride}{pool}; leave it out")
     return found
 
 

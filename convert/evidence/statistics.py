@@ -50,9 +50,14 @@ class Evidence(NamedTuple):
     limits: tuple[float, float]
 
     @property
+    def fits(self) -> bool:
+        """Whether the stored means are those of a graph between the two."""
+        return self.explained >= _LEAST_EXPLAINED
+
+    @property
     def says(self) -> int | None:
         """0 or 1, the hypothesis that the statistics speak for; None where they do not tell."""
-        if not self.explained >= _LEAST_EXPLAINED:
+        if not self.fits:
             return None
         first_up_to, second_from = self.limits
         if self.place <= first_up_to:

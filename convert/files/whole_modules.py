@@ -130,8 +130,14 @@ def apply_to(
             raise ConvertError("its blocks shuffle in two ways; they have to shuffle in one")
         (changes["shuffle"],) = shuffles
         notes.append(f"shuffle: {changes['shuffle']}, as the module has it")
-    for name, pool in _max_pools(module, layout, prefix):
+    pools = list(_max_pools(module, layout, prefix))
+    for name, pool in pools:
         _check_max_pool(name, pool, architecture)
+    if architecture.stem_pool and not pools and "stem_pool" not in layout.options:
+        raise ConvertError(
+            "no max-pool is among the module's layers, and nets of this layout have one behind the first convolution; "
+            "if its forward pools there, save its state_dict() and convert that"
+        )
     try:
         return dataclasses.replace(architecture, **changes), notes
     except ValueError as error:
@@ -157,6 +163,12 @@ def _stride(flax_name: str, architecture: Architecture) -> int:
 
 def _check_convolution(name: str, conv: StandIn, stride: int) -> None:
     kernel = _both(conv.attributes.get("kernel_size"))
+    mode = conv.attributes.get("padding_mode", "zeros")
+    if mode != "zeros":
+        raise ConvertError(
+            f"its convolution {name} has padding_mode {_shown(mode)}; nets here have zeros, and it is another function "
+            "with the same tensors"
+        )
     expected = {"stride": stride, "dilation": 1, "padding": None if kernel is None else (kernel - 1) // 2}
     for attribute, value in expected.items():
         found = conv.attributes.get(attribute)
