@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_tools import saved, small_state_dict
+from checkpoint_tools import fresh_net, saved, small_state_dict
 
 import convert
 from convert.files.read import read
@@ -39,8 +39,7 @@ def test_a_storage_that_is_not_as_large_as_it_is_said_to_be(count: int, tmp_path
         read(path)
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-def test_keys_of_thousands_of_digits(in_file: bool, tmp_path: Path) -> None:
+def test_keys_of_thousands_of_digits(tmp_path: Path) -> None:
     """Python does not write such numbers out, and no message has to."""
     key, tensors = 10**5001, small_state_dict("seed")
     cases: list[tuple[dict[Any, Any], str]] = [
@@ -49,7 +48,18 @@ def test_keys_of_thousands_of_digits(in_file: bool, tmp_path: Path) -> None:
         ({key: tensors, "other": dict(tensors)}, "holds 2 nets; choose one with --key: a number of 16,613 bits; other"),
     ]
     for content, reason in cases:
-        if in_file:
-            torch.save(content, tmp_path / "net.pt")
         with pytest.raises(convert.ConvertError, match=reason):
-            convert.load_torch(tmp_path / "net.pt" if in_file else content)
+            convert.load_torch(content)
+        torch.save(content, tmp_path / "net.pt")
+        with pytest.raises(convert.ConvertError, match="holds a number of 2,077 bytes, which no net has"):
+            convert.load_torch(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(("layer", "attribute", "digits"), [("conv1.0", "stride", 5000), ("conv1.1", "eps", 400)])
+def test_layers_with_numbers_beyond_all_measure(layer: str, attribute: str, digits: int, tmp_path: Path) -> None:
+    """They fit into no float, and into no message."""
+    net = fresh_net("chenyaofo")
+    setattr(net.get_submodule(layer), attribute, 10**digits)
+    torch.save(net, tmp_path / "net.pt")
+    with pytest.raises(convert.ConvertError, match=r"holds a number of [\d,]+ bytes, which no net has"):
+        convert.load_torch(tmp_path / "net.pt")

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from convert_tools import run_convert, small_architecture
 import convert
 from convert import mapping
 from convert.contents.select import find_net
+from convert.files.inert_archives import LEGACY_MAGIC
 from convert.files.read import read
 from convert.layouts import LAYOUTS
 from flax_shufflenet.weights import ARCHITECTURE_KEY, to_bytes
@@ -298,6 +300,36 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "control characters": (
         lambda: saved({"\x1b[31m\n\u202e\ud800" + "x" * 10**5: torch.ones(1)}), r"such as \x1b[31m\n\u202e\ud800xxx"
     ),
+    "module bomb": (lambda: _module_in_itself("n"), "modules in each other, or one that is in itself"),
+    "module bomb of long names": (lambda: _module_in_itself("n" * 100), "a name of more than 1,000 characters"),
+    "module bomb of many names": (lambda: _module_in_many_places(), "more than 50,000 names in its modules"),
+    "TorchScript module bomb": (
+        lambda: repacked(torchscript(small_net("seed")), data__pkl=_object("__torch__", _text("n") + b"h\x00s")),
+        "modules in each other, or one that is in itself",
+    ),
+    "set bomb": (lambda: _called_again("builtins", "set", 3000), "copies of more than 1,000,000 items"),
+    "dictionary bomb": (lambda: _called_again("collections", "OrderedDict", 3000), "copies of more than 1,000,000"),
+    "bomb of tensors built as sets": (lambda: _subclass_of_sets(), "a tensor that is built like none"),
+    "state bomb": (lambda: _one_state(3000), "copies of more than 1,000,000 items"),
+    "argument bomb": (lambda: _called_again("torch", "Size", 3000, wrapped=False), "copies of more than 1,000,000"),
+    "name bomb": (
+        lambda: _pickled(b"\x80\x04]" + _text("n" * 10**6) + b"q\x00" + b"h\x00h\x00\x93a" * 1000 + b"."),
+        "a name beyond all measure",
+    ),
+    "deflate bomb": (lambda: _deflated(500), "on a big-endian machine"),
+    "archive bomb in an exported program": (
+        lambda: _archive({"serialized_state_dict.pt": _archive({"pad": bytes(12 << 20)}, zipfile.ZIP_STORED)
+                          .replace(struct.pack("<I", 12 << 20), struct.pack("<I", 100 << 20))}),
+        "claims to unpack from",
+    ),
+    "an exported program in another": (
+        lambda: _archive({"serialized_state_dict.pt": _archive({"serialized_state_dict.pt": saved({})})}),
+        "a zip archive with checkpoints in it",
+    ),
+    "empty storages": (lambda: _empty_storages(30_000), "tensors without values"),
+    "numbers of one hash": (lambda: _keys(*(number * (2**61 - 1) for number in range(1, 10))), "for a key"),
+    "a long number": (lambda: _pickled(b"\x80\x02\x8a\x80" + bytes(127) + b"\x01."), "holds a number of 128 bytes"),
+    "a longer number": (lambda: saved({"a": 10**5000}), "holds a number of 2,077 bytes"),
     "a key of control characters": (lambda: saved({"net\n": quantised()["conv1.weight"]}), r"such as net\n"),
     "safetensors header": (lambda: struct.pack("<Q", 2**50) + b'{"a":1}', "cut off in its header"),
     "safetensors names": (lambda: _safetensors_claim(10**12), "a damaged safetensors file"),
@@ -339,6 +371,84 @@ def _legacy_claim(count: int) -> bytes:
     position = data.index(b"X\x03\x00\x00\x00cpu") + 8
     start = data.index(b"K\x03", position)
     return data[:start] + claim + data[start + 2 :]
+
+
+def _text(text: str) -> bytes:
+    """As a pickle has it."""
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def _object(module: str, state: bytes) -> bytes:
+    """The pickle of an object, which the state may take from place 0 of the memo."""
+    return b"\x80\x02c" + module.encode() + b"\nNet\n)\x81q\x00}" + state + b"b."
+
+
+def _module_state(children: bytes, parameters: bytes = b"") -> bytes:
+    state = ((b"_parameters", parameters), (b"_buffers", b""), (b"_modules", children))
+    return b"".join(_text(kind.decode()) + b"}" + items + b"s" for kind, items in state)
+
+
+def _module_in_itself(name: str) -> bytes:
+    return _pickled(_object("nets", _module_state(_text(name) + b"h\x00s")))
+
+
+def _module_in_many_places() -> bytes:
+    """20 times in another, with 3,000 names."""
+    names = b"(" + b"".join(_text(f"{number:04}") + b"N" for number in range(3000)) + b"u"
+    many = b"cnets\nNet\n)\x81}" + _module_state(b"", names) + b"bq\x010"
+    return _pickled(
+        b"\x80\x02" + many + _object("nets", _module_state(b"".join(_text(str(n)) + b"h\x01s" for n in range(20))))[2:]
+    )
+
+
+def _called_again(module: str, name: str, count: int, *, wrapped: bool = True) -> bytes:
+    """A function called so often with so many items."""
+    texts = b"".join(_text(f"{number:04}") + (b"N\x86" if name == "OrderedDict" else b"") for number in range(count))
+    items = b"](" + texts + b"eq\x00" if wrapped else b"(" + texts + b"tq\x00"
+    call = b"h\x01h\x00" + (b"\x85R" if wrapped else b"R")
+    return _pickled(b"\x80\x02" + items + f"c{module}\n{name}\nq\x01".encode() + b"](" + call * count + b"e.")
+
+
+def _subclass_of_sets() -> bytes:
+    return _pickled(b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\nset\nN]\x85NtR.")
+
+
+def _one_state(count: int) -> bytes:
+    """As many objects as their one state has entries."""
+    state = b"}(" + b"".join(_text(f"{number:04}") + b"N" for number in range(count)) + b"uq\x00"
+    return _pickled(b"\x80\x02" + state + b"cargparse\nNamespace\nq\x01](" + b"h\x01)\x81h\x00b" * count + b"e.")
+
+
+def _archive(entries: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def _deflated(megabytes: int) -> bytes:
+    """An entry that unpacks to so many zeros, and is said to have as many bytes as are stored."""
+    pack = zlib.compressobj(wbits=-15)
+    once = pack.compress(bytes(1 << 20)) + pack.flush(zlib.Z_FULL_FLUSH)
+    data = bytearray(_archive({"net/byteorder": once * megabytes + pack.flush()}, zipfile.ZIP_STORED))
+    for header, method, crc in ((b"PK\x03\x04", 8, 14), (b"PK\x01\x02", 10, 16)):
+        start = data.rindex(header)
+        data[start + method : start + method + 2] = struct.pack("<H", zipfile.ZIP_DEFLATED)
+        data[start + crc : start + crc + 4] = bytes(4)
+    return bytes(data)
+
+
+def _empty_storages(count: int) -> bytes:
+    """A legacy file of so many storages without a number in them."""
+    storages = b"".join(b"(h\x00h\x01" + _text(str(number)) + b"h\x00K\x00NtQ" for number in range(count))
+    content = b"\x80\x02" + _text("storage") + b"q\x000ctorch\nFloatStorage\nq\x010](" + storages + b"e."
+    return LEGACY_MAGIC + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + content + b"\x80\x02]."
+
+
+def _keys(*numbers: int) -> bytes:
+    keys = b"".join(b"\x8a\x0b" + number.to_bytes(11, "little") + b"N" for number in numbers)
+    return _pickled(b"\x80\x02}(" + keys + b"u.")
 
 
 def _second_config() -> bytes:

@@ -15,6 +15,7 @@ import torch
 from convert.errors import ConvertError, printable
 from convert.files import other_archives
 from convert.files.inert_pickle import MAX_PICKLE, DamagedPickleError, InertUnpickler, StandIn, Storage, view_tensor
+from convert.files.module_names import Names
 from convert.files.whole_modules import unfold
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -43,14 +44,13 @@ _DTYPES_BY_NUMBER = {
 _MAX_UNPACKED = 8
 _ROOM = 16 << 20
 _MAX_ENTRIES = 50_000
-_MAX_MODULES = 10_000
 _BEGINNING = 1 << 16
 
 
 class _Archive:
-    """A zip file of which no entry unpacks to more than the file's size allows."""
+    """A zip file of which no entry unpacks to more than ``size`` allows: the file's own, or of the one around it."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, size: int) -> None:
         # Each entry costs far more memory than its few bytes in the file.
         if data.count(zipfile.stringCentralDir) > _MAX_ENTRIES:  # pyrefly: ignore[missing-attribute]
             raise ConvertError(f"a zip archive of more than {_MAX_ENTRIES:,} entries, which no checkpoint is")
@@ -63,15 +63,19 @@ class _Archive:
             raise ConvertError(_DAMAGED)
         self._entries = {entry.filename: entry for entry in self._zip.infolist()}
         unpacked = sum(entry.file_size for entry in self._zip.infolist())
-        if unpacked > _MAX_UNPACKED * len(data) + _ROOM:
+        if unpacked > _MAX_UNPACKED * size + _ROOM:
             raise ConvertError(
-                f"claims to unpack from {len(data):,} to {unpacked:,} bytes, which no checkpoint does; "
+                f"claims to unpack from {size:,} to {unpacked:,} bytes, which no checkpoint does; "
                 "copy or download it again"
             )
+        self.size = size
         for entry in self._entries.values():
             if entry.CRC == 0:  # torch.serialization.set_crc32_options(False)
                 entry.CRC = None  # pyrefly: ignore[bad-assignment]
         self._storages: dict[str, bytearray] = {}
+        root = self.root("byteorder")
+        if root is not None and self.read(f"{root}byteorder") != b"little":
+            raise ConvertError(_BIG_ENDIAN)
 
     @property
     def names(self) -> list[str]:
@@ -81,7 +85,7 @@ class _Archive:
         """The archive's top folder, named after the file it was first saved as, if ``name`` is in it."""
         return next((entry.removesuffix(name) for entry in self._entries if entry.partition("/")[2] == name), None)
 
-    def read(self, name: str, most: int = -1) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """An entry's bytes, or the first of them."""
         if name not in self._entries:
             raise ConvertError(f"a damaged archive: {name} is missing; copy or download it again")
@@ -91,7 +95,7 @@ class _Archive:
             raise ConvertError(f"{name} is compressed in a way that PyTorch does not; unpack and save it again")
         try:
             with self._zip.open(entry) as file:
-                return file.read(most)
+                return file.read(entry.file_size if most is None else most)  # unbounded, it unpacks before it counts
         except Exception as error:  # zlib, checksum and size errors alike
             raise ConvertError(
                 f"a damaged archive: {name} cannot be read ({error or type(error).__name__}); copy or download it again"
@@ -117,14 +121,16 @@ def read_zip(data: bytes) -> tuple[str, Any]:
     Raises:
         ConvertError: the archive is damaged, is none of PyTorch's, or holds what is no data.
     """
-    archive = _Archive(data)
-    byteorder = archive.root("byteorder")
-    if byteorder is not None and archive.read(f"{byteorder}byteorder") != b"little":
-        raise ConvertError(_BIG_ENDIAN)
+    archive = _Archive(data, len(data))
     weights = [name for name in archive.names if "/data/weights/" in f"/{name}"]
-    root = archive.root("data.pkl")
     if weights or archive.root("archive_format") is not None or "serialized_state_dict.pt" in archive.names:
         return "exported program (.pt2)", _read_exported_program(archive, weights)
+    return _read_saved(archive)
+
+
+def _read_saved(archive: _Archive) -> tuple[str, Any]:
+    """What torch.save or torch.jit.save wrote."""
+    root = archive.root("data.pkl")
     if root is None:
         raise ConvertError(other_archives.explain(archive.names))
 
@@ -151,17 +157,17 @@ def read_zip(data: bytes) -> tuple[str, Any]:
 def _collect_tensors(module: Any) -> dict[str, torch.Tensor]:
     """A scripted module's tensors under the names of its ``state_dict()``."""
     tensors: dict[str, torch.Tensor] = {}
-    pending = [("", module)]
-    for _ in range(_MAX_MODULES):
-        if not pending:
-            return tensors
-        prefix, module = pending.pop()
-        for name, value in module.attributes.items() if isinstance(module, StandIn) else ():
+    names = Names()
+    pending = [("", module)] if isinstance(module, StandIn) else []
+    while pending:
+        prefix, part = pending.pop()
+        names.enter(prefix)
+        for name, value in names.of(prefix, part.attributes):
             if isinstance(value, torch.Tensor):
-                tensors[f"{prefix}{name}"] = value
+                tensors[name] = value
             elif isinstance(value, StandIn):
-                pending.append((f"{prefix}{name}.", value))
-    raise ConvertError(f"more than {_MAX_MODULES:,} modules in each other; this is no ShuffleNetV2")
+                pending.append((f"{name}.", value))
+    return tensors
 
 
 def read_legacy(data: bytes) -> Any:
@@ -171,11 +177,13 @@ def read_legacy(data: bytes) -> Any:
         ConvertError: the file is damaged, or holds what is no data.
     """
     storages: dict[str, Storage] = {}
+    claimed = 0
 
     def find_storage(dtype: torch.dtype, key: str, _: Any, count: int, part: Any) -> Storage:
+        nonlocal claimed
         if key not in storages:
-            claimed = sum(len(storage.buffer) for storage in storages.values()) + count * dtype.itemsize
-            if not 0 <= claimed <= len(data):
+            claimed += count * dtype.itemsize
+            if claimed > len(data):
                 raise ConvertError(
                     f"claims tensors of {claimed:,} bytes in a file of {len(data):,}; it is cut off or altered, "
                     "copy or download it again"
@@ -217,7 +225,7 @@ def _read_exported_program(archive: _Archive, weights: list[str]) -> Any:
     # PyTorch before 2.9 keeps a file of torch.save's in the archive.
     saved = [name for name in (*weights, "serialized_state_dict.pt") if name.endswith(".pt") and name in archive.names]
     if len(saved) == 1:
-        kind, content = read_zip(archive.read(saved[0]))
+        kind, content = _read_saved(_Archive(archive.read(saved[0]), archive.size))
         if kind != "PyTorch":
             raise ConvertError(f"an exported program with a {kind} for its weights; save its state_dict instead")
         return content

@@ -21,6 +21,10 @@ MAX_PICKLE = 4 << 20
 """Bytes. A checkpoint's pickle names tensors and is far smaller; small pickles can grow a hundredfold in memory."""
 
 _MAX_DIMENSIONS = 8
+_MAX_COPIED = 1_000_000
+_LONGEST_NAME = 1_000
+_LONGEST_NUMBER = 127  # bytes, which a float holds
+_LARGEST_KEY = 1 << 60  # numbers from there on can be made to have one hash, and a dictionary of them to take for ever
 
 # torch.float32 and so on, under the names that pickles have for them.
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -120,6 +124,8 @@ def _typed_tensor(
 
 
 def _subclass_tensor(build: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
+    if build in (_dictionary, _set, _subclass_tensor):
+        raise pickle.UnpicklingError("a tensor that is built like none")
     return _call(build, arguments)
 
 
@@ -214,6 +220,8 @@ def _set_item(items: Any, key: Any, value: Any) -> None:
         return
     if type(items) is not dict:
         raise pickle.UnpicklingError("items of what is no dictionary")
+    if isinstance(key, int) and abs(key) >= _LARGEST_KEY:
+        raise pickle.UnpicklingError("a number beyond all measure for a key")
     # No net's tensors are under other keys, and hashing deeply nested tuples overflows Python's own stack.
     if isinstance(key, str | int | float | bytes | None):
         items[key] = value
@@ -239,11 +247,12 @@ class InertUnpickler(pickle._Unpickler):
     # pickle's own, which its type stubs leave out.
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
 
     # Only what torch.save writes in any protocol: others hash, or allocate before they read.
     dispatch: ClassVar[dict[int, Any]] = _opcodes(
         "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE",
-        "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT",
+        "BININT", "BININT1", "BININT2", "BINFLOAT",
         "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
         "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
         "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "EMPTY_DICT",
@@ -262,6 +271,7 @@ class InertUnpickler(pickle._Unpickler):
         self.foreign: dict[str, None] = {}  # an ordered set, as is the next
         self.called: dict[str, None] = {}
         self.has_modules = False
+        self._copied = 0
 
     def load(self) -> Any:
         """What is pickled.
@@ -284,6 +294,8 @@ class InertUnpickler(pickle._Unpickler):
         raise ConvertError(_explain_foreign(list(self.called or self.foreign)))
 
     def find_class(self, module: str, name: str) -> Any:
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise pickle.UnpicklingError("a name beyond all measure")
         # Protocol 2 has Python 2's names.
         renamed = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
         full_name = ".".join(renamed)
@@ -305,14 +317,36 @@ class InertUnpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] == "module":  # legacy files; the class is on record
             return pid[1]
-        if pid[0] != "storage" or not isinstance(pid[1], torch.dtype) or not isinstance(pid[2], str):
+        if len(pid) > 6 or pid[0] != "storage" or not isinstance(pid[1], torch.dtype) or not isinstance(pid[2], str):
             raise pickle.UnpicklingError("a persistent id that is no storage's")
         if len(pid) < 5 or type(pid[4]) is not int or not 0 <= pid[4] < 2**63:
             raise pickle.UnpicklingError("a storage of no size")
         return self._find_storage(*pid[1:])
 
+    def _count_copied(self, items: Any) -> None:
+        """A few bytes can have one large container copied again and again."""
+        self._copied += len(items) if isinstance(items, dict | list | tuple) else 0
+        if self._copied > _MAX_COPIED:
+            raise pickle.UnpicklingError(f"copies of more than {_MAX_COPIED:,} items")
+
+    def _load_long1(self) -> None:
+        self._load_number(self.read(1)[0])
+
+    def _load_long4(self) -> None:
+        self._load_number(int.from_bytes(self.read(4), "little"))
+
+    def _load_number(self, length: int) -> None:
+        if length > _LONGEST_NUMBER:
+            raise ConvertError(
+                f"holds a number of {length:,} bytes, which no net has; save the net's state_dict() alone"
+            )
+        self.stack.append(pickle.decode_long(self.read(length)))
+
     def _load_reduce(self) -> None:
         arguments = self.stack.pop()
+        self._count_copied(arguments)
+        if self.stack[-1] in (_dictionary, _set) and arguments:
+            self._count_copied(arguments[0])
         self.stack[-1] = _call(self.stack[-1], arguments)
 
     def _load_newobj(self) -> None:
@@ -325,6 +359,7 @@ class InertUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         built = self.stack[-1]
         if isinstance(built, StandIn) and isinstance(state, dict):
+            self._count_copied(state)
             built.attributes |= {name: value for name, value in state.items() if isinstance(name, str)}
             self.has_modules |= built.is_module
 
@@ -358,6 +393,8 @@ class InertUnpickler(pickle._Unpickler):
             _set_item(self.stack[-1], key, value)
 
     dispatch |= {
+        pickle.LONG1[0]: _load_long1,
+        pickle.LONG4[0]: _load_long4,
         pickle.REDUCE[0]: _load_reduce,
         pickle.NEWOBJ[0]: _load_newobj,
         pickle.BUILD[0]: _load_build,

@@ -14,11 +14,11 @@ import torch
 
 from convert.errors import ConvertError, printable
 from convert.files.inert_pickle import StandIn
+from convert.files.module_names import Names
 from convert.layouts import Layout
 from flax_shufflenet import Architecture
 
 _MAX_DEPTH = 8
-_MAX_PARTS = 10_000
 _ACTIVATIONS = "torch.nn.modules.activation."
 _MAX_POOL = "torch.nn.modules.pooling.MaxPool2d"
 
@@ -26,27 +26,26 @@ _MAX_POOL = "torch.nn.modules.pooling.MaxPool2d"
 class WholeModule(dict[str, torch.Tensor]):
     """A module's tensors under the names of its ``state_dict()``; ``parts`` are its modules, by name."""
 
-    def __init__(self, module: StandIn) -> None:
+    def __init__(self, module: StandIn, names: Names) -> None:
         super().__init__()
         self.class_name = module.class_name
         self.parts: dict[str, StandIn] = {}
         pending = [("", module)]
         while pending:
-            name, part = pending.pop()
-            if len(self.parts) >= _MAX_PARTS:
-                raise ConvertError(f"more than {_MAX_PARTS:,} modules in each other; this is no ShuffleNetV2")
-            self.parts[name] = part
-            prefix = f"{name}." if name else ""
+            prefix, part = pending.pop()
+            names.enter(prefix)
+            self.parts[prefix.removesuffix(".")] = part
             passing = part.attributes.get("_non_persistent_buffers_set")
             for kind in ("_parameters", "_buffers"):
-                for own, value in part.attributes[kind].items():
+                for name, value in names.of(prefix, part.attributes[kind]):
+                    own = name.removeprefix(prefix)
                     kept = kind == "_parameters" or not isinstance(passing, set) or own not in passing
-                    if isinstance(value, torch.Tensor) and isinstance(own, str) and kept:
-                        self[f"{prefix}{own}"] = value
+                    if isinstance(value, torch.Tensor) and kept:
+                        self[name] = value
             children = [
-                (f"{prefix}{own}", value)
-                for own, value in part.attributes["_modules"].items()
-                if isinstance(own, str) and isinstance(value, StandIn) and value.is_module
+                (f"{name}.", value)
+                for name, value in names.of(prefix, part.attributes["_modules"])
+                if isinstance(value, StandIn) and value.is_module
             ]
             pending += reversed(children)
 
@@ -58,13 +57,14 @@ def unfold(content: Any) -> Any:
         ConvertError: a module of endlessly many modules.
     """
     made: dict[int, Any] = {}
+    names = Names()
 
     def unfolded(value: Any, depth: int) -> Any:
         if id(value) in made:
             return made[id(value)]
         result = value
         if isinstance(value, StandIn) and value.is_module:
-            result = WholeModule(value)
+            result = WholeModule(value, names)
         elif depth < _MAX_DEPTH and type(value) is dict:
             result = made[id(value)] = {}
             result.update({key: unfolded(item, depth + 1) for key, item in value.items()})
