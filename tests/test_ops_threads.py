@@ -1,4 +1,4 @@
-"""The engine computes the same bits on any number of threads."""
+"""The engine computes the same bits on any number of threads, and none of them ends the process."""
 
 import dataclasses
 import hashlib
@@ -18,6 +18,11 @@ from flax_shufflenet import ops
 from flax_shufflenet.functional import split
 
 ROOT = Path(__file__).parents[1]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ops.info().engine, reason=f"no engine here: {ops.info().why}"),
+]
 
 
 def digest() -> str:
@@ -39,8 +44,6 @@ def digest() -> str:
     return hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in results)).hexdigest()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not ops.info().engine, reason=f"no engine here: {ops.info().why}")
 def test_one_thread_and_four_compute_the_same_bits() -> None:
     """Four share what one or two cores have here, and take each other's turns."""
     found = [
@@ -55,6 +58,45 @@ def test_one_thread_and_four_compute_the_same_bits() -> None:
         for threads in (1, 4)
     ]
     assert found[0] == found[1]
+
+
+# Each thread needs 16 MB of its own, and there are 8. The sum over two images is then wrong, or the process dies, where
+# one thread's failure is not waited for.
+OUT_OF_MEMORY = """
+import resource
+import jax
+import jax.numpy as jnp
+from flax_shufflenet import ops
+from flax_shufflenet.ops.convolution import ENGINES
+
+assert ops.info().engine
+gradient = jax.jit(lambda x, kernel, dy: ENGINES["depthwise"].kernel_gradient(x, kernel, dy, stride=1)[0])
+kernel, few, many = (jnp.ones(shape) for shape in ((3, 3, 1, 4), (16, 16, 16, 4), (2, 1024, 1024, 4)))
+gradient(few, kernel, few).block_until_ready()  # starts the threads
+program = gradient.lower(many, kernel, many.block_until_ready()).compile()
+before = resource.getrlimit(resource.RLIMIT_AS)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, before[1]))
+try:
+    program(many, kernel, many).block_until_ready()
+except jax.errors.JaxRuntimeError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, before)
+assert program(many, kernel, many)[1, 1, 0, 0] == 2 * 1024 * 1024
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it")
+def test_too_little_memory_for_a_thread_is_an_error_and_the_process_goes_on() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY],
+        cwd=ROOT,
+        env=os.environ | {"NPROC": "2", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "RESOURCE_EXHAUSTED: flax_shufflenet engine: out of memory\n"
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ void add_block(Moments& moments, const S* x, Index rows, Index channels, Index t
   for (Index c = 0; c < channels; c++) {
     const double correction = off[c] / n;
     mean[c] = middle[c] + correction;
-    squares[c] -= n * correction * correction;
+    squares[c] = std::max(squares[c] - n * correction * correction, 0.0);  // in this order a NaN stays one
   }
   moments.add(n, mean, squares);
 }

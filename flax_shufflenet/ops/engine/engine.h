@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -137,17 +139,25 @@ T* scratch(size_t count, Slot slot) {
 }
 
 // Calls f(0) ... f(count - 1) on XLA's threads. The caller takes part, and waits only for pieces that another thread
-// has begun: two calls that each hold one of two threads would otherwise wait for each other for ever.
+// has begun: two calls that each hold one of two threads would otherwise wait for each other for ever. The first
+// exception of any piece is the caller's, when no thread works on any piece any more: it would end the process in
+// another thread, and what the pieces work on would be gone.
 //
 // No template: what each f does would be compiled three times.
 inline void parallel(ffi::ThreadPool& pool, int count, const std::function<void(int)>& f) {
   struct Job {
     std::atomic<int> next{0}, done{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
     int count;
     const std::function<void(int)>* f;
     void work() {
       for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        (*f)(i);
+        try {
+          (*f)(i);
+        } catch (...) {
+          if (!failed.exchange(true)) error = std::current_exception();
+        }
         done.fetch_add(1, std::memory_order_release);
       }
     }
@@ -160,10 +170,14 @@ inline void parallel(ffi::ThreadPool& pool, int count, const std::function<void(
   auto job = std::make_shared<Job>();  // outlives this call in a thread that comes too late
   job->count = count;
   job->f = &f;
-  for (int thread = 1; thread < threads; thread++) pool.Schedule([job] { job->work(); });
+  try {
+    for (int thread = 1; thread < threads; thread++) pool.Schedule([job] { job->work(); });
+  } catch (const std::bad_alloc&) {  // then there are fewer threads
+  }
   job->work();
   // The thread that is waited for may itself wait for this core.
   while (job->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+  if (job->error) std::rethrow_exception(job->error);
 }
 
 // Work is cut by its size alone, never by the number of threads: sums are the same on any number.
@@ -206,9 +220,13 @@ bool has_shape(const Buffer& buffer, ffi::DataType type, std::initializer_list<I
 // One handler for all types of maps: `run` is called with a value of the type.
 template <class F>
 ffi::Error for_type(ffi::DataType type, F&& run) {
-  if (type == ffi::DataType::F32) return run(float{});
-  if (type == ffi::DataType::F64) return run(double{});
-  if (type == ffi::DataType::BF16) return run(BFloat16{});
+  try {
+    if (type == ffi::DataType::F32) return run(float{});
+    if (type == ffi::DataType::F64) return run(double{});
+    if (type == ffi::DataType::BF16) return run(BFloat16{});
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "flax_shufflenet engine: out of memory");
+  }
   return refuse("only float32, float64 and bfloat16");
 }
 
