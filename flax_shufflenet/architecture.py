@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 # 224 at size 2.0 is a copied typo for 244, the paper's width, but it is what the seed and some others have.
 _WIDTHS = {
@@ -57,7 +57,7 @@ class Architecture:
     """Every choice that shapes a ShuffleNetV2 (Ma et al. 2018), and the differences between its families.
 
     Raises:
-        ValueError: a width, count or ratio with which the net cannot be built; the message says which.
+        ValueError: a width, count, ratio or choice with which the net cannot be built; the message says which.
     """
 
     stage_widths: tuple[int, ...]
@@ -104,6 +104,12 @@ class Architecture:
     head_bias: bool = True
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}")
+            if field.type is float:  # NumPy's have a dtype, and would compute in it
+                object.__setattr__(self, field.name, float(value))
         if len(self.stage_widths) != len(self.stage_blocks) or not self.stage_widths:
             raise ValueError(
                 f"stage_widths {self.stage_widths} and stage_blocks {self.stage_blocks} "

@@ -225,6 +225,27 @@ def test_impossible_nets_are_refused_with_the_reason(change: dict, message: str)
         fs.Architecture(**{**fields, **change})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "choices"),
+    [
+        ("shuffle", "befor", "after, before, reverse"),
+        ("down_left", "inputs", "half, input"),
+        ("down_middle", None, "half, input"),
+    ],
+)
+def test_other_choices_are_refused_with_those_that_there_are(field: str, value: str | None, choices: str) -> None:
+    architecture = dataclasses.replace(SMALL)
+    object.__setattr__(architecture, field, value)  # the tests' own check of types refuses it before
+    with pytest.raises(ValueError, match=f"{field} must be one of {choices}, not {value!r}"):
+        architecture.__post_init__()
+
+
+def test_numpys_numbers_are_pythons() -> None:
+    architecture = dataclasses.replace(SMALL, bn_epsilon=np.float64(1e-3))
+    assert type(architecture.bn_epsilon) is float
+    assert apply(fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0)), images(2)).shape == (2, 10)
+
+
 def test_unknown_sizes_and_families_are_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"0\.5, 1\.0, 1\.5, 2\.0, not 3\.0"):
         fs.seed(3.0)
