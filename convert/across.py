@@ -136,14 +136,14 @@ def _with_stem(architecture: Architecture, target: str, notes: list[str]) -> str
                 elif name != target:
                     notes.append(f"stem: stride 2 and a max-pool, as the net has it, which {target}'s module has not")
                 return name
-        if not architecture.stem_pool_ceil:
-            change = "net.conv1[0].stride = (1, 1)" if architecture.stem_stride == 1 else "net.maxpool = nn.Identity()"
-            notes.append(
-                f"stem: {_described(stem)}, as the net has it; on torchvision's module set {change}, or its results are "
-                "wrong"
-            )
-            return "torchvision"
-    if stem != _stem_of(target):
+        target = "torchvision"
+    if stem != _stem_of(target) and {"stem_stride", "stem_pool"} <= {*LAYOUTS[target].options} and not stem[2]:
+        changes = ["net.conv1[0].stride = (1, 1)"] * (stem[0] == 1) + ["net.maxpool = nn.Identity()"] * (not stem[1])
+        notes.append(
+            f"stem: {_described(stem)}, as the net has it; on that layout's module set {' and '.join(changes)}, or its "
+            "results are wrong"
+        )
+    elif stem != _stem_of(target):
         raise ConvertError(
             f"the {target} layout cannot hold this net: its stem has {_described(stem)}, that layout's "
             f"{_described(_stem_of(target))}"

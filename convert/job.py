@@ -54,6 +54,7 @@ def _from_torch(source: Source, options: Options) -> None:
         stem=options.stem,
         activation=options.activation,
         shuffle=options.shuffle,
+        epsilon=options.epsilon,
         use_ema=options.use_ema,
         backbone=options.backbone,
         key=options.key,
@@ -72,7 +73,7 @@ def _from_torch(source: Source, options: Options) -> None:
 
 
 def _from_flax(source: Source, options: Options) -> None:
-    for name in ("stem", "activation", "shuffle", "key", "use_ema", "backbone"):
+    for name in ("stem", "activation", "shuffle", "epsilon", "key", "use_ema", "backbone"):
         if getattr(options, name):
             raise ConvertError(f"{source.path}: a Flax net; --{name} is for PyTorch checkpoints, leave it out")
     output = options.output or _beside(source.path, ".pt")

@@ -316,7 +316,7 @@ LAYOUTS = {
             repository="RangiLyu/nanodet",
             reference=torch_ref.nanodet.ShuffleNetV2,
             may_end_early=True,
-            options=("negative_slope",),
+            options=("negative_slope", "stem_stride", "stem_pool"),
             **_TORCHVISION_NAMES | {"last": ("stage4.conv5.0", "stage4.conv5.1")},
         ),
         Layout(

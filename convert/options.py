@@ -79,6 +79,11 @@ class Options:
     """How blocks shuffle, where the tensors cannot tell (pytorchcv's shufflenetv2b): reverse if the net was built with
     shuffle_group_first=False."""
 
+    epsilon: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as usual in the layout)")] = (
+        None
+    )
+    """What batch normalisations add to the variance, which only whole modules tell: 1e-5 in most nets."""
+
     use_ema: bool = False
     """Take the averaged weights that a trainer keeps beside the model."""
 
@@ -89,7 +94,8 @@ class Options:
     """Take the net at this place in the file, where there are several."""
 
     images: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: noise)")] = None
-    """Compare the two nets on the images in this folder."""
+    """Compare the two nets on the images in this folder, the longer side of each at most 512 pixels, until they are a
+    million pixels."""
 
     size: Annotated[
         int | None,

@@ -40,6 +40,7 @@ def load_torch(
     stem: Stem | None = None,
     activation: Activation | None = None,
     shuffle: Shuffle | None = None,
+    epsilon: float | None = None,
     use_ema: bool = False,
     backbone: bool = False,
     key: str | None = None,
@@ -51,6 +52,7 @@ def load_torch(
         stem: "cifar", "imagenet", "strided" or "pooled", where the tensors cannot tell.
         activation: "relu" or "leaky_relu", where the tensors cannot tell (NanoDet's backbones).
         shuffle: "after" or "reverse", where the tensors cannot tell (pytorchcv's shufflenetv2b).
+        epsilon: what batch normalisations add to the variance; by default what is usual in the layout.
         use_ema: take the averaged weights beside the model.
         backbone: leave out the head and everything else that is not the backbone.
         key: take the net at this place, where there are several.
@@ -63,6 +65,7 @@ def load_torch(
         stem=stem,
         activation=activation,
         shuffle=shuffle,
+        epsilon=epsilon,
         use_ema=use_ema,
         backbone=backbone,
         key=key,
@@ -90,6 +93,7 @@ def convert_source(
     stem: Stem | None = None,
     activation: Activation | None = None,
     shuffle: Shuffle | None = None,
+    epsilon: float | None = None,
     use_ema: bool = False,
     backbone: bool = False,
     key: str | None = None,
@@ -107,6 +111,7 @@ def convert_source(
             stem=stem,
             activation=activation,
             shuffle=shuffle,
+            epsilon=epsilon,
             use_ema=use_ema,
             backbone=backbone,
             key=key,

@@ -15,6 +15,7 @@ import convert
 import flax_shufflenet as fs
 from convert import mapping
 from convert.contents.select import find_net
+from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.proof.verify import FLOAT64_BAR, relative_difference
 from flax_shufflenet.weights import cast_floats, from_arrays
@@ -84,7 +85,8 @@ def test_nanodets_activation_is_given_or_assumed_and_the_report_says_which() -> 
     assert slope(backbone("nanodet")) == (
         0.0,
         "rectifier: ReLU, assumed for a lone backbone; NanoDet's detectors have leaky_relu; the tensors cannot tell, "
-        "nor do its running statistics, and the wrong one costs accuracy: --activation leaky_relu if it is low",
+        "nor do its running statistics, which fit neither (explained: 0%), as if its layers computed something else, "
+        "and the wrong one costs accuracy: --activation leaky_relu if it is low",
     )
     assert slope(backbone("nanodet"), activation="leaky_relu")[0] == 0.1
     assert slope(backbone("nanodet", last_width=40))[0] == 0.1
@@ -147,3 +149,14 @@ def test_fine_tuned_backbones_have_a_classifier_of_their_own() -> None:
     tensors = random_state_dict("fastestdet", small_architecture("fastestdet", num_classes=5))
     assert tensors["classifier.weight"].shape == (5, 128)
     assert find_net(tensors).architecture == small_architecture("fastestdet", num_classes=5)
+
+
+def test_the_epsilon_is_given_or_said_to_be_assumed() -> None:
+    tensors = random_state_dict("seed", small_architecture("seed"))
+    (assumed,) = (note for note in find_net(tensors).notes if note.startswith("epsilon: "))
+    assert assumed == "epsilon: 1e-05, assumed, as usual in this layout; the tensors cannot tell (--epsilon)"
+    net = find_net(tensors, epsilon=1e-4)
+    assert net.architecture.bn_epsilon == 1e-4
+    assert "epsilon: 0.0001, as given by --epsilon" in net.notes
+    with pytest.raises(ConvertError, match="--epsilon must be between 0 and 1, such as 1e-5, not -1"):
+        find_net(tensors, epsilon=-1.0)

@@ -73,13 +73,16 @@ def test_the_statistics_tell_the_max_pool_and_the_stride_is_said_to_be_assumed(
     assert "as given by --stem; its running statistics agree" in note_on("stem", given.notes)
 
 
-def test_a_strided_stem_goes_to_flax_and_back(tmp_path, capsys) -> None:
-    tensors = gathered("torchvision", 10, stem_stride=2, stem_pool=False)
+@pytest.mark.parametrize(("layout", "classes"), [("torchvision", 10), ("nanodet", 0)])
+def test_a_strided_stem_goes_to_flax_and_back(layout: str, classes: int, tmp_path, capsys) -> None:
+    tensors = gathered(layout, classes, stem_stride=2, stem_pool=False)
     torch.save(tensors, tmp_path / "net.pt")
-    assert run_convert(capsys, tmp_path / "net.pt", "--stem", "strided").code == 0
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--stem", "strided")
+    assert outcome.code == 0
+    assert "strided (stride 2, no max-pool), as given by --stem; its running statistics agree" in outcome.out
     outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pt")
     assert outcome.code == 0
-    assert "on torchvision's module set net.maxpool = nn.Identity()" in outcome.out
+    assert "on that layout's module set net.maxpool = nn.Identity()" in outcome.out
     back = torch.load(tmp_path / "back.pt")
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
@@ -142,9 +145,11 @@ def test_statistics_that_no_graph_gathered_tell_nothing(layout: str, statistics:
             if name.endswith(("running_mean", "running_var")):
                 tensors[name] = torch.full_like(tensors[name], float(name.endswith("var")))
     net = find_net(tensors)
-    (note,) = (note for note in net.notes if note.startswith(("stem: ", "rectifier: ", "shuffle: ")))
-    assert "assumed" in note
-    assert "the tensors cannot tell, nor do its running statistics" in note
+    notes = [note for note in net.notes if note.startswith(("stem: ", "rectifier: ", "shuffle: "))]
+    assert len(notes) == (2 if layout == "nanodet" else 1)
+    for note in notes:
+        assert "assumed" in note
+        assert "the tensors cannot tell, nor do its running statistics" in note
 
 
 def test_the_noise_has_the_spectrum_and_the_colours_of_photographs() -> None:

@@ -35,6 +35,8 @@ class ShuffleNetV2(nn.Module):
         split_ratio: what share of the channels basic blocks pass on untouched.
         stem_channels: width of the stem.
         negative_slope: of the LeakyReLUs; 0 makes them ReLUs.
+        stem_stride: stride of the stem's convolution, 2 in NanoDet's own nets.
+        stem_pool: whether a max-pool follows, as in NanoDet's own nets.
 
     Raises:
         ValueError: ``net_size`` is none of the four and no ``config`` is given.
@@ -49,6 +51,8 @@ class ShuffleNetV2(nn.Module):
         split_ratio: float = 0.5,
         stem_channels: int = 24,
         negative_slope: float = 0.1,
+        stem_stride: int = 2,
+        stem_pool: bool = True,
     ) -> None:
         super().__init__()
         if config is None:
@@ -56,8 +60,8 @@ class ShuffleNetV2(nn.Module):
         c1, c2, c3, last_channels = config["out_channels"]
         n1, n2, n3 = config["num_blocks"]
 
-        self.conv1 = conv_bn_relu(3, stem_channels, 3, stride=2, negative_slope=negative_slope)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv1 = conv_bn_relu(3, stem_channels, 3, stride=stem_stride, negative_slope=negative_slope)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem_pool else None
         self.stage2 = stage(stem_channels, c1, n1, split_ratio, negative_slope)
         self.stage3 = stage(c1, c2, n2, split_ratio, negative_slope)
         self.stage4 = stage(c2, c3, n3, split_ratio, negative_slope)
@@ -66,8 +70,10 @@ class ShuffleNetV2(nn.Module):
         self.fc = None if num_classes is None else nn.Linear(last_channels or c3, num_classes)
 
     def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What each stage returns, [N, C_i, ceil(H / 2^(i + 3)), ceil(W / 2^(i + 3))] for i from 0 to 2."""
-        maps = [self.stage2(self.maxpool(self.conv1(x)))]
+        """What each stage returns, [N, C_i, ceil(H / 2^(i + 3)), ceil(W / 2^(i + 3))] for i from 0 to 2 with NanoDet's
+        own stem."""
+        x = self.conv1(x)
+        maps = [self.stage2(x if self.maxpool is None else self.maxpool(x))]
         maps.append(self.stage3(maps[-1]))
         maps.append(self.stage4(maps[-1]))
         return maps

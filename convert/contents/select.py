@@ -79,6 +79,7 @@ def find_net(
     stem: Stem | None = None,
     activation: Activation | None = None,
     shuffle: Shuffle | None = None,
+    epsilon: float | None = None,
     use_ema: bool = False,
     backbone: bool = False,
     key: str | None = None,
@@ -90,6 +91,7 @@ def find_net(
         stem: what the first layers do where the tensors cannot tell (torchvision's and chenyaofo's names).
         activation: what stands behind the convolutions where the tensors cannot tell (NanoDet's backbones).
         shuffle: how blocks shuffle where the tensors cannot tell (pytorchcv's shufflenetv2b).
+        epsilon: what batch normalisations add to the variance, which a module's layers alone tell.
         use_ema: take the averaged weights that a trainer keeps beside the model.
         backbone: leave out the head and everything else that is not the backbone.
         key: take the net at this place, where a file holds several.
@@ -97,17 +99,19 @@ def find_net(
     Raises:
         ConvertError: no net, several nets, tensors left over, or values that no net has.
     """
+    if epsilon is not None and not 0 < epsilon < 1:
+        raise ConvertError(f"--epsilon must be between 0 and 1, such as 1e-5, not {epsilon:g}")
     candidates = list(islice(_candidates(content), _MAX_NETS + 1))
     if len(candidates) > _MAX_NETS:
         raise ConvertError(f"holds more than {_MAX_NETS} nets; save the state_dict() of the one you want alone")
     candidate = _choose(candidates, content, use_ema, key)
     layout = candidate.layout
     for option, value, own, whose in (
-        ("stem", stem, "chenyaofo", "torchvision's and chenyaofo's names"),
-        ("activation", activation, "nanodet", "NanoDet's backbones"),
-        ("shuffle", shuffle, "pytorchcv_b", "pytorchcv's shufflenetv2b"),
+        ("stem", stem, ("chenyaofo", "nanodet"), "torchvision's and chenyaofo's names"),
+        ("activation", activation, ("nanodet",), "NanoDet's backbones"),
+        ("shuffle", shuffle, ("pytorchcv_b",), "pytorchcv's shufflenetv2b"),
     ):
-        if value is not None and layout.name != own:
+        if value is not None and layout.name not in own:
             raise ConvertError(f"--{option} is for {whose}; this is a {layout.called} checkpoint, leave it out")
     notes = [f"found at: {printable(candidate.place, 200)}"]
     if candidate.pruned is not None:
@@ -136,8 +140,15 @@ def find_net(
             if value is not None and subject in settled:
                 raise ConvertError(f"--{option} {value}: the module's own layers say which it is; leave it out")
         choices = [*(note for note in choices if _subject(note) not in settled), *told]
-    if layout.name == "yolov5lite" and "epsilon" not in map(_subject, choices):
-        choices.append(f"epsilon: {architecture.bn_epsilon:g}, assumed, as YOLOv5 sets it; the tensors cannot tell")
+    if "epsilon" not in map(_subject, choices):
+        how = "as given by --epsilon"
+        if epsilon is None:
+            epsilon = architecture.bn_epsilon
+            how = "assumed, as usual in this layout; the tensors cannot tell (--epsilon)"
+        architecture = dataclasses.replace(architecture, bn_epsilon=epsilon)
+        choices.append(f"epsilon: {epsilon:g}, {how}")
+    elif epsilon is not None:
+        raise ConvertError(f"--epsilon {epsilon:g}: the module's own layers say which it is; leave it out")
     return Net(layout, architecture, tensors, (*notes, *choices, *head_notes), absent)
 
 
@@ -326,7 +337,7 @@ def _stems_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | No
         ConvertError: no net has such first layers, or --stem says something else.
     """
     stride, has_max_pool = whole_modules.stem_of(module, candidate.layout, candidate.prefix)
-    if stride is None or candidate.layout.name != "chenyaofo":
+    if stride is None or candidate.layout.name not in ("chenyaofo", "nanodet"):
         return ()
     found = tuple(name for name, (s, pool) in STEMS.items() if s == stride and (pool or not has_max_pool))
     if not found:

@@ -133,7 +133,8 @@ def decide(
     if question is None:
         return layout, architecture, []
     if question is STEM:
-        choice, reason = _decide_stem(architecture, tensors, stem, module_stems)
+        pair = tuple(question.hypotheses(architecture).values())
+        choice, reason = _decide_stem(pair, tensors, stem, module_stems, _assumed_stem(architecture.num_classes))
         layout = LAYOUTS["chenyaofo" if choice == "cifar" else "torchvision"]
         architecture = dataclasses.replace(architecture, **_stem_fields(choice))
         return layout, architecture, [f"stem: {_DESCRIBED[choice]}, {reason}"]
@@ -146,21 +147,34 @@ def decide(
     first, second = hypotheses.values()
     found = statistics.weigh(first, second, tensors, question.where)
     choice, reason = _choose(question, given, assumption, found)
-    chosen = hypotheses[choice]
-    return chosen.layout, chosen.architecture, [f"{question.subject}: {question.described[choice]}, {reason}"]
+    layout, architecture = hypotheses[choice]
+    notes = [f"{question.subject}: {question.described[choice]}, {reason}"]
+    if question is ACTIVATION:  # NanoDet's nets have torchvision's names, and so may have either stem
+        stems: tuple[Stem, Stem] = ("cifar", "imagenet")
+        pair = tuple(Hypothesis(layout, dataclasses.replace(architecture, **_stem_fields(one))) for one in stems)
+        own_stem = Assumption("imagenet", "NanoDet's have it", "imagenet")
+        chosen, reason = _decide_stem(pair, tensors, stem, module_stems, own_stem)
+        architecture = dataclasses.replace(architecture, **_stem_fields(chosen))
+        notes.append(f"stem: {_DESCRIBED[chosen]}, {reason}")
+    return layout, architecture, notes
 
 
 def _decide_stem(
-    architecture: Architecture, tensors: dict[str, torch.Tensor], given: Stem | None, of_module: tuple[Stem, ...]
+    pair: tuple[Hypothesis, ...],
+    tensors: dict[str, torch.Tensor],
+    given: Stem | None,
+    of_module: tuple[Stem, ...],
+    assumption: Assumption,
 ) -> tuple[Stem, str]:
-    """The stem of a net with torchvision's names, and the reason for it in one sentence.
+    """The stem of a net with torchvision's names, and the reason for it in one sentence; ``pair`` is the net without a
+    max-pool, and with one.
 
     Raises:
         ConvertError: a whole module has no max-pool among its layers, and its statistics do not say whether it pools.
     """
     if len(of_module) == 1:
         return of_module[0], "as the module has it"
-    first, second = STEM.hypotheses(architecture).values()
+    first, second = pair
     found = statistics.weigh(first, second, tensors, STEM.where)
     says = None if found is None or found.says is None else bool(found.says)
     if of_module and given is None:
@@ -178,14 +192,14 @@ def _decide_stem(
         return without_pool, "as the module has it"
     # The question has two answers, with and without a max-pool.
     as_answered = None if given is None else "imagenet" if STEMS[given][1] else "cifar"
-    choice, reason = _choose(STEM, as_answered, _assumed_stem(architecture.num_classes), found)
+    choice, reason = _choose(STEM, as_answered, assumption, found)
     if given is not None:
         return given, reason
     if says is None:
         return choice, reason
     if says:
         return "imagenet", f"{reason}; they tell the max-pool, not the stride: --stem pooled for stride 1"
-    if architecture.num_classes:
+    if first.architecture.num_classes:
         return "cifar", f"{reason}; they tell that no max-pool follows, not the stride: --stem strided for stride 2"
     return "strided", (
         f"{reason}; they tell that no max-pool follows, not the stride, which is assumed for a net without classes: "
