@@ -21,7 +21,7 @@ def check_dataset(name: str, *, skip_unreadable: bool) -> None:
     """Raises:
     OptionError: neither the name of a dataset nor a folder, or one that has no unreadable images to skip.
     """
-    if name not in DATASETS and not Path(name).is_dir():
+    if name not in DATASETS and not os.path.isdir(name):  # Path.is_dir raises for a name that is too long
         raise OptionError(f"--dataset {name} is neither {', '.join(DATASETS)} nor a folder")
     if skip_unreadable and name in SMALL:
         raise OptionError(f"--skip_unreadable is for a folder of images and {IMAGENET}, not for {name}")

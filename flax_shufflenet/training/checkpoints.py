@@ -135,8 +135,7 @@ class Checkpoints:
             FloatingPointError: the state is not finite; it is not saved.
             TrainingError: this checkpoint or the one before cannot be written.
         """
-        if not _finite(state):
-            raise FloatingPointError(f"the parameters are not finite after step {step}")
+        check_finite(step, state)
         if best:
             self._best_step = step
         whole = {"run": record, "checksum": _checksum(state), "best_step": self._best_step}
@@ -172,8 +171,11 @@ class Checkpoints:
             self._manager.close()
         except Exception:  # what failed to be written, save or wait have said
             self._failed = True
-        if self._failed and jax.process_index() == 0:
-            self._remove_unfinished()
+        if jax.process_index() == 0:
+            if self._failed:
+                self._remove_unfinished()
+            with contextlib.suppress(OSError):  # there are checkpoints in it
+                self.folder.rmdir()
 
     def _remove_unfinished(self) -> None:
         """Until none has come for a while: where one array cannot be written, TensorStore goes on with the others."""
@@ -183,6 +185,15 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
                 empty_since = now
             time.sleep(0.02)
+
+
+def check_finite(step: int, state: Any) -> None:
+    """Raises:
+    FloatingPointError: the state after step ``step`` is not finite.
+    """
+    floats = (leaf for leaf in jax.tree.leaves(state) if np.issubdtype(leaf.dtype, np.floating))
+    if not all(np.isfinite(leaf).all() for leaf in floats):
+        raise FloatingPointError(f"the parameters are not finite after step {step}")
 
 
 def remove(folder: Path) -> None:
@@ -227,8 +238,3 @@ def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _checksum(state: Any) -> int:
     return functools.reduce(lambda crc, leaf: zlib.crc32(np.asarray(leaf).tobytes(), crc), jax.tree.leaves(state), 0)
-
-
-def _finite(state: Any) -> bool:
-    floats = (leaf for leaf in jax.tree.leaves(state) if np.issubdtype(leaf.dtype, np.floating))
-    return all(np.isfinite(leaf).all() for leaf in floats)

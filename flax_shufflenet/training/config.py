@@ -182,6 +182,13 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
     """
 
     def __post_init__(self) -> None:
+        for name in ("init", "data_dir", "out"):  # from Python, a str is a path too
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        # The same folder, however its name is written; but ./digits is no name of a dataset.
+        folder = str(Path(self.dataset))
+        if folder not in DATASETS:
+            object.__setattr__(self, "dataset", folder)
         if self.net_size is None and self.init is None:
             object.__setattr__(self, "net_size", 1.0)
         if self.family is not None and self.init is not None:
@@ -210,6 +217,11 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise OptionError(f"--test_share must be above 0 and below 1, not {self.test_share}")
+        if self.test_share is not None and self.out_dir.resolve().is_relative_to(Path(self.dataset).resolve()):
+            raise OptionError(
+                f"--out {self.out_dir} lies in --dataset {self.dataset}, of which --test_share takes each folder for a "
+                "class: choose another --out, outside of it"
+            )
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")

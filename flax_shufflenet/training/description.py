@@ -98,6 +98,11 @@ def _missing_engine() -> str:
     )
 
 
+def _engine() -> str:
+    """The instructions that the CPU engine was built for; "none" where XLA's own operations compute."""
+    return ops.info().instructions if jax.default_backend() == "cpu" and ops.info().engine else "none"
+
+
 def _where() -> str:
     first, count, processes = jax.devices()[0], jax.device_count(), jax.process_count()
     if count == 1:
@@ -118,6 +123,7 @@ def describe_run(config: Config, dataset: AnyDataset) -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "platform": jax.default_backend(),
+        "engine": _engine(),
         "versions": versions(*_PACKAGES),
     }
 

@@ -12,7 +12,7 @@ from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.runs.metrics import MetricsWriter
 from flax_shufflenet.system.interruption import Interrupted, Interruption
 from flax_shufflenet.training import processes
-from flax_shufflenet.training.checkpoints import Checkpoints
+from flax_shufflenet.training.checkpoints import Checkpoints, check_finite
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.description import epoch_line, net_metadata, progress_bar
 from flax_shufflenet.training.evaluation import Evaluation
@@ -103,6 +103,7 @@ class Epochs:
     def _end(self, epoch: int, totals: EpochTotals) -> str:
         """Tests the net, and keeps what the epoch left; returns its line for people."""
         config, program = self._config, self._program
+        check_finite(self._step, self._state)  # before anything of this epoch is kept
         learning_rate = program.learning_rate(self._step)
         record, evaluation = totals.finish(self._step, learning_rate, functools.partial(program.evaluate, self._state))
         if config.ema:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.model import ShuffleNetV2
 from flax_shufflenet.runs.metrics import MetricsWriter
-from flax_shufflenet.runs.run import METRICS_FILE
+from flax_shufflenet.runs.run import METRICS_FILE, RunError, read_run
 from flax_shufflenet.system import allocator, user_cache
 from flax_shufflenet.system.interruption import Interruption
 from flax_shufflenet.system.platforms import check_platforms
@@ -28,10 +29,11 @@ from flax_shufflenet.training.description import (
 )
 from flax_shufflenet.training.epochs import Epochs, Start, evaluation_of
 from flax_shufflenet.training.evaluation import Evaluation
-from flax_shufflenet.training.identity import check_same, identity
+from flax_shufflenet.training.identity import check_same, has_same_options, identity
 from flax_shufflenet.training.program import Program
-from flax_shufflenet.training.report import try_report
+from flax_shufflenet.training.report import REPORT_FILE, REPORT_FILES, try_report
 from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
+from flax_shufflenet.training.step import warmup_steps
 from flax_shufflenet.weights import read_metadata, save
 
 NET_FILE = "net.safetensors"
@@ -46,9 +48,9 @@ def train(config: Config) -> Evaluation:
     ``config`` names other processes, all of them train together, and process 0 prints and writes.
 
     Raises:
-        OptionError: a batch larger than the training set or not a multiple of the number of devices, a size that the
-            net to start from does not have, a share to test on of a folder that has a test part, or no device of
-            those that JAX_PLATFORMS names.
+        OptionError: a batch larger than the training set or not a multiple of the number of devices, a warm-up that
+            takes all steps, a size that the net to start from does not have, a share to test on of a folder that has a
+            test part, or no device of those that JAX_PLATFORMS names.
         TrainingError: no data, or more than the device has room for, no net to start from, a finished, another or a
             running run in ``config.out_dir``, checkpoints that cannot be read or written, or a loss that is not finite.
         OSError: the results cannot be written.
@@ -60,18 +62,47 @@ def train(config: Config) -> Evaluation:
     if not config.no_compilation_cache:
         user_cache.keep_compiled_programs()
     with processes.end_together(), processes.only_first_process_prints(), contextlib.ExitStack() as claims:
-        console = Console(highlight=False, soft_wrap=True)
+        # Names of files and folders are printed as they are, [brackets] and :colons: too.
+        console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
         with processes.all_or_none():
             if processes.is_first_process():
-                _refuse_finished(config)
+                _refuse_replacing(config)
                 claims.enter_context(run_folder.claim(config.out_dir, console.print))
         return _train(config, console)
 
 
-def _refuse_finished(config: Config) -> None:
-    net_file = config.out_dir / NET_FILE
-    if config.force or not net_file.exists():
+def _refuse_replacing(config: Config) -> None:
+    """Raises:
+    TrainingError: there are results that this run would not go on with, but replace.
+    """
+    if config.force:
         return
+    out_dir, net_file = config.out_dir, config.out_dir / NET_FILE
+    try:
+        run = read_run(out_dir)
+    except RunError:
+        run = None
+    same = run is not None and has_same_options(config, run.options)
+    saved = out_dir / CHECKPOINTS
+    resumable = os.path.isdir(saved) and any(name.isdecimal() for name in os.listdir(saved))
+    reported = os.path.exists(out_dir / REPORT_FILE)
+    if os.path.exists(net_file):
+        if not (same and resumable and not reported):  # goes on from the end, and makes the report
+            _refuse_finished(config, net_file)
+        return
+    found = [name for name in (BEST_FILE, METRICS_FILE, REPORT_FILE) if os.path.exists(out_dir / name)]
+    if run is not None and not run.epochs:
+        found.remove(METRICS_FILE)
+    # The same run, killed before its first checkpoint was whole, makes its first epoch's results again.
+    killed_early = same and run is not None and len(run.epochs) <= 1 and not reported
+    if found and not resumable and not killed_early:
+        raise TrainingError(
+            f"{out_dir} has results of a run, but no checkpoint to go on from ({', '.join(found)}): choose another "
+            "--out, or replace them with --force"
+        )
+
+
+def _refuse_finished(config: Config, net_file: Path) -> None:
     try:
         metadata = read_metadata(net_file)
         accuracy, epochs = float(metadata["test_accuracy"]), metadata["epochs"]
@@ -136,6 +167,12 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[AnyDataset, ShuffleNetV
             f"--batch_size must be at most {count}, the size of {config.dataset}, not {config.batch_size}"
         )
     devices.check_batch_size(config.batch_size, count, mesh)
+    steps = config.epochs * (count // config.batch_size)
+    if warmup_steps(config, steps) == steps:
+        raise OptionError(
+            f"--warmup_epochs must leave one of the run's {steps} steps for the cosine at least, and "
+            f"{config.warmup_epochs:g} epochs take all: choose fewer, or a smaller --batch_size"
+        )
     model, net = initial_model(config, dataset, saved)
     return dataset, model, StartLines(why, net, saved.assumed if saved else "")
 
@@ -143,7 +180,7 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[AnyDataset, ShuffleNetV
 def _remove_results(out_dir: Path) -> None:
     """Those of an earlier run that would be taken for the new one's."""
     checkpoints.remove(out_dir / CHECKPOINTS)
-    for name in (NET_FILE, BEST_FILE):
+    for name in (NET_FILE, BEST_FILE, METRICS_FILE, *REPORT_FILES):
         (out_dir / name).unlink(missing_ok=True)
 
 
@@ -170,9 +207,10 @@ def _start(config: Config, dataset: AnyDataset, program: Program, saved: Checkpo
     console.print(f"resume  {saved.path(found.step)}, {found.step} of {program.total_steps} steps are done")
     program.feed.restore(found.record["feed"])
     records = found.record["metrics"]
-    for name in ("device", "devices", "processes", "platform", "versions"):
-        if records[0].get(name) != description[name]:
-            console.print(f"resume  {name} was {records[0].get(name)} and is {description[name]}: bits may differ")
+    for name in ("device", "devices", "processes", "platform", "engine", "versions"):
+        before = records[0].get(name, description[name])  # runs of earlier versions do not say all
+        if before != description[name]:
+            console.print(f"resume  {name} was {before} and is {description[name]}: bits may differ")
     return Start(found.step, found.state, ours, records, found.record["sums"])
 
 

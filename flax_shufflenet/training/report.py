@@ -20,6 +20,7 @@ from flax_shufflenet.training.run_folder import full_disk_is_one_line
 REPORT_FILE = "report.md"
 _CURVES_FILE, _CONFUSION_FILE, _HARDEST_FILE = "curves.png", "confusion.png", "hardest.png"
 _RELIABILITY_FILE = "reliability.png"
+REPORT_FILES = (REPORT_FILE, _CURVES_FILE, _CONFUSION_FILE, _HARDEST_FILE, _RELIABILITY_FILE)
 _HARDEST_IMAGES = 24
 
 
@@ -65,7 +66,8 @@ def write_report(folder: Path, net_file: Path, dataset: AnyDataset) -> Path:
         sheet = plots.hardest(pictures, f"{title}: the hardest test images")
         write_whole(folder / _HARDEST_FILE, sheet)
     page = "\n".join(_page(title, run, dataset, judged, hardest=len(pictures)))
-    write_whole(folder / REPORT_FILE, page.encode())
+    # Paths among the options may have bytes in their names that are no UTF-8.
+    write_whole(folder / REPORT_FILE, page.encode("utf-8", "backslashreplace"))
     return folder / REPORT_FILE
 
 

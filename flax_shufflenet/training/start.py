@@ -107,9 +107,9 @@ def as_expected(dataset: AnyDataset, saved: SavedNet | None) -> AnyDataset:
         raise TrainingError(f"--init {saved.path}: {error}") from None
     if learnt:
         raise TrainingError(
-            f"--init {saved.path} was trained on {learnt:,} of the images that are held out for testing, by their names: "
-            "give the --test_share that it was trained with, or another net; if they are other images, divide them into "
-            f"{dataset.name}/train and {dataset.name}/test"
+            f"--init {saved.path} was trained on {learnt:,} of the images that are held out for testing, by their "
+            "names: give the --test_share that it was trained with, or another net; if they are other images, divide "
+            f"them into {dataset.name}/train and {dataset.name}/test"
         )
     expected = saved.expected
     return dataclasses.replace(dataset, mean=expected.mean, std=expected.std, bgr=expected.bgr, trained_on=trained_on)

@@ -49,12 +49,17 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     (i + 1) / (w + 1) of the learning rate.
     """
     peak = config.learning_rate
-    warmup_steps = round(total_steps * config.warmup_epochs / config.epochs)
-    cosine = optax.cosine_decay_schedule(peak, total_steps - warmup_steps)
-    if not warmup_steps:
+    first_steps = warmup_steps(config, total_steps)
+    cosine = optax.cosine_decay_schedule(peak, total_steps - first_steps)
+    if not first_steps:
         return cosine
-    warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
-    return optax.join_schedules([warmup, cosine], [warmup_steps])
+    warmup = optax.linear_schedule(peak / (first_steps + 1), peak, first_steps)
+    return optax.join_schedules([warmup, cosine], [first_steps])
+
+
+def warmup_steps(config: Config, total_steps: int) -> int:
+    """The steps in which the learning rate rises."""
+    return round(total_steps * config.warmup_epochs / config.epochs)
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:

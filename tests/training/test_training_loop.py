@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +15,9 @@ import flax_shufflenet as fs
 from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.images.preprocessing import expected_by
+from flax_shufflenet.training import loop
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.step import StepMetrics
 from flax_shufflenet.training.totals import EpochTotals
@@ -41,6 +46,51 @@ def test_a_net_is_not_replaced_before_any_work_is_done(tmp_path):
     assert (tmp_path / "net.safetensors").read_bytes() == b"precious"
 
 
+DIGITS = {"dataset": "digits", "net_size": 0.5, "epochs": 3}
+
+
+def write_metrics(folder, epochs, **options):
+    """Those of a run of ``DIGITS``, after so many epochs."""
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(Config(**DIGITS)).items()}
+    done = {"test_accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0}
+    records = [{"config": config | options}, *({"epoch": number + 1, **done} for number in range(epochs))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "files", "named"),
+    [
+        (3, {}, ["best.safetensors", "report.md"], "best.safetensors, metrics.jsonl, report.md"),
+        (1, {}, ["report.md"], "metrics.jsonl, report.md"),
+        (2, {}, ["best.safetensors"], "best.safetensors, metrics.jsonl"),
+        (1, {"seed": 1}, ["best.safetensors"], "best.safetensors, metrics.jsonl"),
+        (None, {}, ["best.safetensors"], "best.safetensors"),
+    ],
+)
+def test_results_without_a_checkpoint_are_not_replaced(tmp_path, epochs, options, files, named):
+    if epochs is not None:
+        write_metrics(tmp_path, epochs, **options)
+    for name in files:
+        (tmp_path / name).write_bytes(b"precious")
+    said = rf"^{re.escape(str(tmp_path))} has results of a run, but no checkpoint to go on from \({named}\): choose"
+    with pytest.raises(TrainingError, match=said):
+        train(Config(**DIGITS, out=tmp_path))
+    assert all((tmp_path / name).read_bytes() == b"precious" for name in files)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "files"),
+    [(1, {"out": "elsewhere"}, ["best.safetensors"]), (0, {"seed": 1}, []), (3, {"seed": 1}, ["checkpoints/5/state"])],
+)
+def test_what_a_run_left_that_was_killed_is_gone_on_with_or_begun_again(tmp_path, monkeypatch, epochs, options, files):
+    write_metrics(tmp_path, epochs, **options)
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(loop, "_train", lambda *_: Evaluation(0.5, 0.5))
+    assert train(Config(**DIGITS, out=tmp_path)).accuracy == 0.5
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,6 +114,45 @@ def test_a_net_is_not_replaced_before_any_work_is_done(tmp_path):
 def test_values_out_of_range_name_their_option(options):
     with pytest.raises(OptionError, match=f"^--{next(iter(options))} must be "):
         Config(**options)
+
+
+def test_results_in_a_folder_whose_folders_are_classes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = r"^--out runs/.*_1\.0 lies in --dataset \., of which --test_share takes each folder for a class: choose"
+    with pytest.raises(OptionError, match=said):
+        Config(dataset=".", test_share=0.2)
+    assert Config(dataset=".").out_dir.parent.name == "runs"  # beside train and test
+
+
+def test_a_folder_is_the_same_however_its_name_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "digits").mkdir()
+    assert {Config(dataset=name).dataset for name in ("set", "set/", "./set", "set//")} == {"set"}
+    assert [Config(dataset=name).dataset for name in ("digits", "./digits")] == ["digits", "./digits"]
+
+
+def test_paths_may_be_text(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, whose types nobody checks
+    config = Config(out="out", init="net.safetensors", data_dir="data")  # pyrefly: ignore[bad-argument-type]
+    assert config == Config(out=Path("out"), init=Path("net.safetensors"), data_dir=Path("data"))
+
+
+def test_names_that_are_too_long_are_one_line(tmp_path):
+    with pytest.raises(OptionError, match=r"^--dataset x+ is neither "):
+        Config(dataset="x" * 256)
+    with pytest.raises(TrainingError, match=rf"^--out {tmp_path}/x+ cannot be written \(File name too long\): choose"):
+        train(Config(dataset="digits", out=tmp_path / ("x" * 256)))
+
+
+def test_a_warm_up_that_leaves_no_step_is_refused_before_any_work_is_done(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.safetensors").write_bytes(b"precious")
+    said = r"^--warmup_epochs must leave one of the run's 2 steps for the cosine at least, and 1\.5 epochs take all: "
+    with pytest.raises(OptionError, match=said):
+        train(Config(dataset="digits", epochs=2, batch_size=16, warmup_epochs=1.5, out=tmp_path / "out", force=True))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["best.safetensors"]
 
 
 def test_mirrored_tests_are_for_nets_that_learn_from_mirrored_images():

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet import Architecture, ShuffleNetV2, ops
 from flax_shufflenet.commands import command_line
 from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError, TrainingError
@@ -215,9 +215,11 @@ def test_other_images_are_refused(stopped_run, small_dataset, monkeypatch):
 
 def test_force_starts_anew_and_leaves_foreign_files_alone(stopped_run, undisturbed, capsys):
     (stopped_run / "checkpoints" / "notes.txt").write_text("mine")
+    (stopped_run / "report.md").write_text("another run's")
     train(stopped_run, force=True)
     assert "resume" not in capsys.readouterr().out
     assert (stopped_run / "checkpoints" / "notes.txt").read_text() == "mine"
+    assert not (stopped_run / "report.md").exists()
     assert results(stopped_run)[1:] == results(undisturbed)[1:]
 
 
@@ -228,9 +230,12 @@ def test_a_net_that_no_run_left_is_not_replaced(tmp_path):
     assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
 
 
-def test_resume_insists_on_a_run_to_go_on_with(tmp_path):
+def test_resume_insists_on_a_run_to_go_on_with(tmp_path, capsys):
+    out = tmp_path / "[lr=0.1] :fire:"  # which rich would take for markup
     with pytest.raises(TrainingError, match="--resume: there is no checkpoint in"):
-        train(tmp_path, resume=True)
+        train(out, resume=True)
+    assert f"results {out}\n" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(OptionError, match="--resume"):
         Config(resume=True, force=True)
 
@@ -248,6 +253,36 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(stopped_run, m
     with pytest.raises(TrainingError, match=r"the loss is nan at step 14 \(epoch 3/3\): try a smaller") as raised:
         train(stopped_run)
     assert str(raised.value).endswith(f"the last good checkpoint is {stopped_run / 'checkpoints' / '12'}")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_an_epoch_that_leaves_no_finite_net_leaves_no_results(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"^the parameters are not finite after step 1: try .*there is no checkpoint$"
+    ):
+        train(tmp_path, learning_rate=1e39, batch_size=20)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_same_command_makes_a_report_that_is_missing(tmp_path, undisturbed, monkeypatch):
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    with pytest.raises(TrainingError, match=rf"^the run in {out} is finished, with a test accuracy of "):
+        train(out, seed=1)
+    monkeypatch.setattr(loop, "try_report", lambda folder, *_: (folder / "report.md").write_text("a report"))
+    train(out)
+    assert (out / "report.md").read_text() == "a report"
+    assert results(out) == results(undisturbed)
+    with pytest.raises(TrainingError, match=rf"^the run in {out} is finished, with a test accuracy of "):
+        train(out)
+
+
+def test_going_on_without_the_engine_or_with_other_instructions_is_said(stopped_run, capsys, monkeypatch):
+    before = json.loads((stopped_run / "metrics.jsonl").read_text().splitlines()[0])["engine"]
+    monkeypatch.setattr(ops, "info", lambda: ops.Info(True, "abacus", ""))
+    train(stopped_run)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith("bits may differ")]
+    assert said == [f"resume  engine was {before} and is abacus: bits may differ"]
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
