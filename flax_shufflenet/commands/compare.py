@@ -83,11 +83,12 @@ def cells(runs: Mapping[str, Run]) -> list[list[str]]:
 def print_table(runs: Mapping[str, Run]) -> None:
     """On a terminal with lines, and with a column for each run where rows would not fit; plain in a pipe."""
     rows = cells(runs)
-    unbounded = Console(highlight=False, width=10_000)
+    as_they_are: Any = {"highlight": False, "markup": False, "emoji": False}  # names with [brackets] and :colons: too
+    unbounded = Console(**as_they_are, width=10_000)
     if not unbounded.is_terminal:
         unbounded.print(_drawn(rows, plain=True))
         return
-    console = Console(highlight=False)
+    console = Console(**as_they_are)
     wide = _drawn(rows, plain=False)
     fits = unbounded.measure(wide).minimum <= console.width
     console.print(wide if fits else _drawn(list(zip(*rows, strict=True)), plain=False))

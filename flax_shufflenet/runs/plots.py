@@ -69,7 +69,7 @@ def curves(run: Run, title: str) -> bytes:
     rate.set_ylim(bottom=0)
     for axes in (loss, accuracy, rate):
         _label_ends(axes)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return _png(figure)
 
 
@@ -130,7 +130,7 @@ def confusion(counts: Int[np.ndarray, "classes classes"], class_names: Sequence[
         axes.tick_params(which="minor", length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axes.set_title(_literal(title), fontsize=11, loc="left", fontweight="bold")
     bar = figure.colorbar(
         image, ax=axes, shrink=0.5, aspect=30, ticks=(0, 0.01, 0.05, 0.1, 0.25, 0.5, 1), format=_percent()
     )
@@ -163,7 +163,7 @@ def reliability(found: Calibration, title: str) -> bytes:
         axes.xaxis.set_major_formatter(_percent())
         axes.yaxis.set_major_formatter(_percent())
     above.legend(loc="upper left", fontsize=9, frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return _png(figure)
 
 
@@ -180,13 +180,19 @@ def hardest(images: Sequence[HardImage], title: str) -> bytes:
         axes.set_title(f"true: {_plain(one.true)}", fontsize=9, pad=3)
         predicted = f"net: {_plain(one.predicted)}, {_confidence(one.probability)}"
         axes.set_xlabel(predicted, fontsize=9, color=_VERMILION, labelpad=3)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return _png(figure)
 
 
+def _literal(name: str) -> str:
+    """A name as matplotlib shall write it: between dollars it would look for mathematics, and bytes that are no UTF-8
+    are no characters of any font."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
 def _plain(name: str) -> str:
-    """A class or run as matplotlib shall write it: between dollars it would look for mathematics."""
-    return name.replace("_", " ").replace("$", r"\$")
+    """A class, with spaces."""
+    return _literal(name.replace("_", " "))
 
 
 def _confidence(probability: float) -> str:
@@ -226,7 +232,7 @@ def _draw(axes: "Axes", what: str, lines: Sequence[Line]) -> None:
             marker=marker,
             markersize=3.5,
             linewidth=1.6,
-            label=line.label.replace("$", r"\$"),
+            label=_literal(line.label),
         )
     axes.set_title(what, fontsize=10, loc="left")
     axes.set_xlabel("epoch", fontsize=9)

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def read_run(folder: Path) -> Run:
     """The run in ``folder``, finished or not.
 
     Raises:
-        RunError: there is no metrics.jsonl that a run has written.
+        RunError: there is no metrics.jsonl that a run has written, or it is damaged.
     """
     path = folder / METRICS_FILE
     try:
@@ -73,18 +74,35 @@ def read_run(folder: Path) -> Run:
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):  # the last line may be half-written
                 raise RunError(f"{path} is damaged: line {number} is not JSON") from None
     if not records or not isinstance(records[0], dict) or not isinstance(records[0].get("config"), dict):
         raise RunError(f"{folder} is no training run: {METRICS_FILE} does not begin with a run's description")
-    epochs = {
-        record["epoch"]: record for record in records if isinstance(record, dict) and record.keys() >= _EPOCH_KEYS
-    }
+    if type(records[0]["config"].get("epochs")) is not int or not isinstance(records[0].get("versions", {}), dict):
+        raise RunError(f"{path} is damaged: line 1 does not say the number of epochs, or the versions, as a run does")
+    epochs = {}
+    for number, record in enumerate(records, 1):
+        if isinstance(record, dict) and record.keys() >= _EPOCH_KEYS:
+            _check_figures(record, f"{path} is damaged: line {number}")
+            epochs[record["epoch"]] = record
     return Run(folder, records[0], [epochs[epoch] for epoch in sorted(epochs)])
 
 
 _EPOCH_KEYS = {"epoch", "test_accuracy", "seconds", "images_per_second"}
+
+
+def _check_figures(record: dict[str, Any], place: str) -> None:
+    """An epoch's; those that were not finite are null, which not all can be.
+
+    Raises:
+        RunError: one is no number; the message begins with ``place``.
+    """
+    if type(record["epoch"]) is not int:
+        raise RunError(f"{place} has {json.dumps(record['epoch'])} for epoch, which is no whole number")
+    for name, value in record.items():
+        if type(value) not in (int, float) and not (value is None and name not in _EPOCH_KEYS):
+            raise RunError(f"{place} has {textwrap.shorten(json.dumps(value), 40)} for {name}, which is no number")
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

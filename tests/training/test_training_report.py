@@ -80,6 +80,13 @@ def test_the_page_says_what_ran_on_what_with_which_figures(run_folder, small_dat
             assert min(picture.size) > 100
 
 
+def test_names_that_are_not_utf_8_are_no_obstacle(run_folder, small_dataset):
+    metrics = run_folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"epochs": 1', r'"epochs": 1, "out": "runs/\udcff"'))
+    page = write_report(run_folder, run_folder / "net.safetensors", small_dataset).read_text()
+    assert r"| `out` | `runs/\udcff` |" in page
+
+
 def test_a_net_without_mistakes_has_no_hardest_images(run_folder, small_dataset):
     all_a = small_dataset.test_labels == 0
     easy = type(small_dataset)(
@@ -113,7 +120,7 @@ def test_a_hundred_classes_are_drawn_with_their_names():
 
 
 def test_any_class_name_can_be_drawn():
-    names = ["$x_$", "\u96ea", "a$", "long" * 40]
+    names = ["$x_$", "\u96ea\udcff", "a$", "long" * 40]
     assert plots.confusion(np.eye(4, dtype=int), names, "names").startswith(b"\x89PNG")
     image = np.zeros((8, 12, 3), np.uint8)
     assert plots.hardest([plots.HardImage(image, names[0], names[1], 0.5)], "names").startswith(b"\x89PNG")

@@ -65,6 +65,10 @@ def test_figures_that_were_not_finite_are_left_out_of_a_curve(tmp_path):
     assert run.series("test_loss") == ([1, 3], [1.5, 0.5])
 
 
+def with_epoch(**figures):
+    return "".join(json.dumps(record) + "\n" for record in ({"config": {"epochs": 3}}, epoch(1) | figures))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -73,6 +77,13 @@ def test_figures_that_were_not_finite_are_left_out_of_a_curve(tmp_path):
         ('{"epoch": 1}\n', "does not begin with a run's description"),
         ('{"config": {}}\nnot JSON\n{"epoch": 1}\n', "line 2 is not JSON"),
         (b"\xff\xfe", "it is not text"),
+        ("[" * 100_000 + "\n{}\n", "line 1 is not JSON"),
+        ('{"config": {}}\n', "line 1 does not say the number of epochs, or the versions"),
+        ('{"config": {"epochs": 3}, "versions": null}\n', "line 1 does not say the number of epochs, or the versions"),
+        (with_epoch(epoch=None), "line 2 has null for epoch, which is no whole number"),
+        (with_epoch(test_accuracy=None), "line 2 has null for test_accuracy, which is no number"),
+        (with_epoch(seconds="1"), 'line 2 has "1" for seconds, which is no number'),
+        (with_epoch(train_loss=[1] * 99), r"line 2 has \[1, 1, .* \[\.\.\.\] for train_loss, which is no number"),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path, content, said):
@@ -137,6 +148,24 @@ def test_the_command_prints_plain_rows_and_needs_no_jax(tmp_path):
     assert rows[1] == ["one", "-", "2/3", "75.00", "%", "75.00", "%", "(2)", "20", "s", "150"]
     assert rows[2] == ["other", "64", "1/3", "25.00", "%", "25.00", "%", "(1)", "10", "s", "100"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    runs = [write_run(tmp_path / f"[b]run {number}", init=f"nets/[v{number}]/:fire:") for number in (1, 2)]
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, runs)])
+    assert compare.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines[1:]] == [
+        ["[b]run 1", "nets/[v1]/:fire:"],
+        ["[b]run 2", "nets/[v2]/:fire:"],
+    ]
+
+
+def test_runs_of_any_name_can_be_drawn(tmp_path):
+    run = read_run(write_run(tmp_path / "run", [epoch(1), epoch(2)]))
+    names = (r"$\frac$", "a$b$", "\udcff")
+    assert plots.comparison(dict.fromkeys(names, run)).startswith(b"\x89PNG")
+    assert plots.curves(run, " ".join(names)).startswith(b"\x89PNG")
 
 
 def test_json_has_every_figure(tmp_path, capsys, monkeypatch):
