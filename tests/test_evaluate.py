@@ -278,6 +278,28 @@ def test_what_a_net_was_trained_on_is_not_taken_for_a_test_set_in_silence(animal
     assert (code, json.loads(out)["source"]) == (0, f"{tmp_path / 'set' / 'Train'}, which the net was trained on")
 
 
+def test_a_net_that_was_trained_on_no_mirrored_images_is_not_tested_on_them(animals, tmp_path, capsys):
+    model, _ = animals
+    write_classes(tmp_path / "set", count=1)
+    net = tmp_path / "net.safetensors"
+    fs.save(model, net, {"class_names": json.dumps(ANIMALS), "flip": "false"})
+    why = "the net was trained on no mirrored images, which might be of another class"
+    code, out, _ = run_command(capsys, evaluate, net, "--dataset", tmp_path / "set", "--robustness", "--json")
+    found = json.loads(out)["robustness"]
+    assert (code, list(found["accuracies"])) == (0, ["shift_2", "shift_4"])
+    assert found["notes"][0] == f"not mirrored left to right: {why}"
+    code, out, err = run_command(capsys, evaluate, net, "--dataset", tmp_path / "set", "--test_flip")
+    assert (code, out, err) == (2, "", [f"evaluate: --test_flip cannot be used with {net}: {why} (see --help)"])
+
+
+def test_a_net_whose_folder_is_elsewhere_says_so(animals, tmp_path, capsys):
+    model, _ = animals
+    fs.save(model, tmp_path / "net.safetensors", {"dataset": "gone"})
+    code, out, err = run_command(capsys, evaluate, tmp_path / "net.safetensors")
+    said = f"{tmp_path / 'net.safetensors'} was trained on the folder gone, which is not to be found from here"
+    assert (code, out, err) == (2, "", [f"evaluate: name the --dataset: {said} (see --help)"])
+
+
 def test_another_class_count_or_an_unknown_dataset_is_refused_in_one_line(net, tmp_path, capsys):
     _, folder = net
     for name in ("a", "b"):

@@ -1,5 +1,6 @@
 """``flax-shufflenet predict``, and what it knows of image files and of a net's images."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,20 @@ def test_every_kind_of_file_shows_the_same_picture(tmp_path):
     ):
         image.save(tmp_path / name)
         np.testing.assert_array_equal(np.asarray(reading.read(tmp_path / name)), expected, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of IM's images, which Pillow will soon not read
+def test_a_folders_images_are_all_that_pillow_reads(tmp_path):
+    readable = set()
+    # PFM's values are floats, and PostScript needs another program.
+    for ending in Image.registered_extensions().keys() - {".im", ".pfm", ".eps", ".ps"}:
+        path = tmp_path / f"image{ending}"
+        with contextlib.suppress(ValueError, OSError, KeyError):  # what Pillow only reads, or writes of another mode
+            Image.fromarray(noise(8, 8)).save(path)
+        if path.exists() and not isinstance(reading.read_as(path, lambda image: image), reading.ImageError):
+            readable.add(ending)
+    assert readable >= {".jfif", ".jpe", ".jp2", ".mpo", ".qoi", ".tga", ".webp"}
+    assert readable <= {path.suffix for path in reading.find(tmp_path).paths}
 
 
 def test_transparent_parts_are_white(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +57,7 @@ class Options(ImageOptions):
     """Add the scores of each image and of its mirror image, which is for classes that look alike in a mirror."""
 
     robustness: bool = False
-    """Also say how accurate the net is on mirrored images, where these keep their class, and on images shifted by 2 and
+    """Also say how accurate the net is on mirrored images, where it was trained on such, and on images shifted by 2 and
     by 4 pixels: the mean of four directions, black beyond the edge. Takes some ten times as long."""
 
     skip_unreadable: bool = False
@@ -98,9 +99,19 @@ def evaluate(options: Options) -> int:
     if dataset is None:
         dataset = _dataset_by_count(options.net, classes)
         assumed["dataset"] = f"{dataset}, from the net's {classes} classes (--dataset to change it)"
+    elif options.dataset is None and dataset not in DATASETS and not os.path.isdir(dataset):
+        raise OptionError(
+            f"name the --dataset: {options.net} was trained on the folder {dataset}, which is not to be found from here"
+        )
     check_dataset(dataset, skip_unreadable=options.skip_unreadable)
-    if options.test_flip and dataset == "digits":
-        raise OptionError("--test_flip cannot be used with --dataset digits: a mirrored digit is no digit")
+    why_no_flip = ""
+    if dataset == "digits":
+        why_no_flip = "a mirrored digit is no digit"
+    elif metadata.get("flip") == "false":
+        why_no_flip = "the net was trained on no mirrored images, which might be of another class"
+    if options.test_flip and why_no_flip:
+        place = "--dataset digits" if dataset == "digits" else options.net
+        raise OptionError(f"--test_flip cannot be used with {place}: {why_no_flip}")
     if dataset not in DATASETS and not expected.names_known:
         assumed["order of the classes"] = "that of the names of their folders"
     note(assumed, options)
@@ -109,7 +120,6 @@ def evaluate(options: Options) -> int:
     net = of_pixels(fuse(model), expected)
     robustness = None
     if options.robustness:
-        why_no_flip = "a mirrored digit is no digit" if dataset == "digits" else ""
         robustness = Robustness(net, expected.size, test_flip=options.test_flip, why_no_flip=why_no_flip)
     result = measure(with_mirror_images(net) if options.test_flip else net, test, expected.size, robustness)
     if options.json:

@@ -4,6 +4,7 @@ The test part may also be called val, valid or validation, and upper and lower c
 parts, ``FOLDER/CLASS/*``, is divided by the names of its images.
 """
 
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def load(folder: Path, image_size: int, *, test_share: float | None = None, skip
     Raises:
         OptionError: ``test_share`` for a folder that has parts.
         TrainingError: a part or a class is missing, empty or there twice, an image is in two classes or both parts by
-            a link, or an image or a folder cannot be read.
+            a link, an image or a folder cannot be read, or the folder's or a class's name is not UTF-8.
     """
     return decode(find_parts(folder, test_share), image_size, skip_unreadable=skip_unreadable)
 
@@ -95,9 +96,23 @@ def find_parts(folder: Path, test_share: float | None) -> Parts:
     """The image files below ``folder``; none of them is read yet. The errors are those of ``load``."""
     if test_share is None:
         train, test = _parts(folder)
+        _refuse_other_encodings(folder, train)
         return Parts(folder, train, test, f"{train.folder} and {test.folder}", divided=False)
     train, test = _divided(folder, test_share)
+    _refuse_other_encodings(folder, train)
     return Parts(folder, train, test, f"{folder}, {test_share:.4g} held out", divided=True)
+
+
+def _refuse_other_encodings(folder: Path, train: ImageFiles) -> None:
+    """A net's file has the names of the dataset and of its classes, in UTF-8."""
+    for path in (folder, *(train.folder / name for name in train.class_names)):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(path).decode("utf-8", "backslashreplace")
+            raise TrainingError(
+                f"{name}: this folder's name is not UTF-8, and a net's file cannot have it: rename the folder"
+            ) from None
 
 
 def decode(parts: Parts, image_size: int, *, skip_unreadable: bool) -> Dataset:

@@ -16,8 +16,17 @@ from PIL import Image, ImageOps
 
 from flax_shufflenet.system import cpus
 
-# Of the files in a folder, those with such a name; a file that is named itself is tried whatever its name.
-ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of the files in a folder, those with such a name; a file that is named itself is tried whatever its name. They are
+# Pillow's own, but for videos, what it reads with another program's help, and numbers of no known range.
+# fmt: off
+ENDINGS = (
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".ftc", ".ftu",
+    ".gbr", ".gif", ".icb", ".icns", ".ico",
+    ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".msp",
+    ".pbm", ".pcd", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi",
+    ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
+)
+# fmt: on
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

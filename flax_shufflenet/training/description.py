@@ -139,6 +139,7 @@ def net_metadata(config: Config, dataset: AnyDataset, evaluation: Evaluation, ep
         "std": json.dumps(dataset.std),
         "channel_order": json.dumps("bgr" if dataset.bgr else "rgb"),
         "test_accuracy": str(evaluation.accuracy),
+        "flip": json.dumps(dataset.flip),
         "test_flip": json.dumps(config.test_flip),
         "epochs": str(epochs),
         "versions": json.dumps(versions(*_PACKAGES)),

@@ -1,5 +1,6 @@
 """A folder of images as a dataset, from the files to the trained net."""
 
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_classes_are_the_same_however_a_system_writes_their_letters(folder, tmp_
     assert dataset.test_labels.tolist() == [0] * 2 + [1] * 3
 
 
+@pytest.mark.parametrize("place", [".", "train/dark"])
+def test_folders_whose_names_are_not_utf_8_are_refused(folder, tmp_path, place):
+    path = os.fsdecode(b"\xff\xc3\xa4")
+    shutil.move(folder / place, (folder / place).resolve().with_name(path))
+    if place == ".":
+        folder = tmp_path / path
+    else:
+        (folder / "test" / "dark").rename(folder / "test" / path)
+    with pytest.raises(TrainingError, match=r"/\\xff\u00e4: this folder's name is not UTF-8, and a net's file cannot"):
+        data.load(str(folder), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["val", "Valid", "VALIDATION", "Test"])
 def test_the_parts_are_found_by_all_their_usual_names(folder, tmp_path, name):
     expected = data.load(str(folder), tmp_path, image_size=16)
@@ -78,7 +91,7 @@ def test_a_net_that_is_trained_on_it_says_what_it_expects(folder, tmp_path):
     assert (expected.size, expected.short_side, expected.class_names) == (16, None, ("bright", "dark"))
     assert (expected.mean, expected.std) == (dataset.mean, dataset.std)
     assert expected.assumed == {}
-    assert metadata["dataset"] == str(folder)
+    assert (metadata["dataset"], metadata["flip"]) == (str(folder), "true")
 
 
 def damage_no_test(folder: Path) -> tuple[str, str]:
