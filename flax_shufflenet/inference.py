@@ -24,7 +24,7 @@ from flax_shufflenet.layers import ConvBN, Linear, leaky_relu
 from flax_shufflenet.model import ShuffleNetV2, average_pool, max_pool
 from flax_shufflenet.ops import branch
 from flax_shufflenet.ops.branch import Layer, Piece
-from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.ops.convolution import check_shape, conv2d
 from flax_shufflenet.ops.linear import linear
 
 FeatureMap = Float[Array, "n h w _"]
@@ -72,8 +72,13 @@ class FusedNet:
 
     def __init__(self, architecture: Architecture, net: "_Net") -> None:
         self.architecture = architecture
+        self._net = net
         self._run_one = jax.jit(partial(_run_anywhere, net))
         self._run_batch = jax.jit(partial(_run_anywhere, net), compiler_options=batch_options())
+
+    def __reduce__(self) -> tuple[type["FusedNet"], tuple[Architecture, "_Net"]]:
+        """For ``pickle``, which takes no compiled functions."""
+        return FusedNet, (self.architecture, self._net)
 
     def __call__(self, images: Float[Array | np.ndarray, "n h w 3"]) -> Float[Array, "n out"]:
         """Class scores before the softmax, in the net's dtype; the features where there is no classifier.
@@ -81,7 +86,8 @@ class FusedNet:
         Compiles at the first batch of each shape. It may be part of a function that is compiled or exported.
 
         Raises:
-            ValueError: the architecture pools with a window that this image size does not leave one value of.
+            ValueError: ``images`` have another shape, or the architecture pools with a window that their size does not
+                leave one value of.
         """
         # Within another jitted function, it is that one's options that count.
         alone = isinstance(images, Tracer) or images.shape[0] == 1
@@ -149,6 +155,7 @@ class _Net(NamedTuple):
 
 
 def _run_anywhere(net: _Net, images: Images) -> Float[Array, "n out"]:
+    check_shape(images, net.stem.kernel.shape[2])
     images = images.astype(net.stem.kernel.dtype)
     return lax.platform_dependent(images, cpu=partial(_run_in_blocks, net), default=net.apply)
 

@@ -1,5 +1,7 @@
 """Convolution, batch normalisation and linear layers with PyTorch's semantics, in NHWC."""
 
+from types import EllipsisType
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -89,32 +91,32 @@ class BatchNorm(nnx.Module):
         return jax.nn.relu(self(x)) if self.use_running_average else self._normalise_by_batch(x, relu=True)
 
     def _normalise_by_batch(self, x: Float[Array, "n h w c"], *, relu: bool) -> Float[Array, "n h w c"]:
-        if self._count(x) < 2:
-            raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
         found = batch_norm(x, self.scale[...], self.bias[...], self.epsilon, relu, self.axis_name)
         y, mean, var = found
         self.track(mean, var, x)
         return y
 
-    def _count(self, x: jax.Array) -> int:
-        """The values of a channel that the statistics are of."""
-        return whole_count(x.size // x.shape[-1], self.axis_name)
-
     def track(self, mean: Float[Array, " c"], var: Float[Array, " c"], x: Float[Array, "n h w _"]) -> None:
         """Takes the mean and biased variance of a batch into the running statistics; ``x`` has as many rows, columns
-        and images as the map that they are of."""
-        count = self._count(x)
+        and images as the map that they are of.
+
+        Raises:
+            ValueError: one value per channel.
+        """
+        count = whole_count(x.size // x.shape[-1], self.axis_name)
+        if count < 2:
+            raise ValueError(f"BatchNorm needs more than one value per channel in train mode, got {x.shape}")
         mean, unbiased_var = jax.lax.stop_gradient((mean, var * (count / (count - 1))))
         # Assigning to [...] compares shardings first, which takes a fifth of the time to trace a train step.
         self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
         self.var.set_value((1 - self.momentum) * self.var[...] + self.momentum * unbiased_var)
         self.num_batches_tracked.set_value(self.num_batches_tracked[...] + 1)
 
-    def set_view(self, use_running_average: bool | None = None, axis_name: str | None = None) -> None:
+    def set_view(self, use_running_average: bool | None = None, axis_name: str | EllipsisType | None = ...) -> None:
         """Lets ``nnx.view(model, use_running_average=..., axis_name=...)`` switch this layer."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
-        if axis_name is not None:
+        if not isinstance(axis_name, EllipsisType):  # None takes the name off
             self.axis_name = axis_name
 
 
@@ -141,11 +143,11 @@ class Dropout(nnx.Module):
         kept = own_rows(jax.random.bernoulli(rngs.dropout(), 1 - self.rate, whole), self.axis_name)
         return jnp.where(kept, x / (1 - self.rate), 0)
 
-    def set_view(self, deterministic: bool | None = None, axis_name: str | None = None) -> None:
+    def set_view(self, deterministic: bool | None = None, axis_name: str | EllipsisType | None = ...) -> None:
         """Lets ``nnx.view(model, deterministic=..., axis_name=...)`` switch this layer."""
         if deterministic is not None:
             self.deterministic = deterministic
-        if axis_name is not None:
+        if not isinstance(axis_name, EllipsisType):
             self.axis_name = axis_name
 
 
@@ -200,6 +202,11 @@ class ConvBN(nnx.Module):
         """Without the bias and the slope that some architectures have, and of no class but this module's."""
         classes = (type(self), type(self.conv), type(self.bn))
         return classes == (ConvBN, Conv, BatchNorm) and self.conv.bias is None and not self.negative_slope
+
+    @property
+    def form(self) -> tuple[bool, int, int, tuple[int, ...]]:
+        """Whether a ReLU follows; stride, groups and the kernel's shape."""
+        return self.relu, self.conv.stride, self.conv.groups, self.conv.kernel.get_value().shape
 
     @property
     def unit(self) -> Unit:

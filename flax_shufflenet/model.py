@@ -66,12 +66,15 @@ def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
 
 def _units_for_engine(block: "BasicBlock | DownBlock", layers: Sequence[ConvBN], x: FeatureMap) -> list[Unit] | None:
     """What the CPU engine computes this block with; None where it has not what the block does: halves, shuffled in two
-    groups after it.
+    groups after it, and layers that nobody changed and that normalise alike.
 
     Not while ``nnx.capture`` wants what each layer returns.
     """
     as_in_the_paper = block.halves and block.groups == 2 and block.shuffle == "after"
     if not as_in_the_paper or hasattr(block, "__captures__") or not all(layer.is_plain for layer in layers):
+        return None
+    as_made = tuple(layer.form for layer in layers) == block.forms and x.shape[3:] == (block.channels,)
+    if not as_made or len({(layer.bn.epsilon, layer.bn.axis_name) for layer in layers}) > 1:
         return None
     units = [layer.unit for layer in layers]
     return units if blocks.applies(x, *jax.tree.leaves(units)) else None
@@ -88,6 +91,7 @@ class BasicBlock(nnx.Module):
     """Stride 1: one part of the channels passes untouched, the other through the branch (figure 3c)."""
 
     def __init__(self, channels: int, architecture: Architecture, **options) -> None:
+        self.channels = channels
         self.passed = architecture.passed_width(channels)
         self.halves = 2 * self.passed == channels
         self.groups = architecture.shuffle_groups
@@ -100,6 +104,7 @@ class BasicBlock(nnx.Module):
                 _pointwise(width, width, relu=True, **options),
             ]
         )
+        self.forms = tuple(unit.form for unit in self.branch)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         if units := _units_for_engine(self, self.branch, x):
@@ -122,6 +127,7 @@ class DownBlock(nnx.Module):
         left = in_channels if architecture.down_left == "input" else half
         middle = in_channels if architecture.down_middle == "input" else half
         relu = architecture.down_relu
+        self.channels = in_channels
         self.groups = architecture.shuffle_groups
         self.shuffle = architecture.shuffle
         self.halves = 2 * left == out_channels
@@ -138,6 +144,7 @@ class DownBlock(nnx.Module):
                 _pointwise(middle, out_channels - left, relu=relu, **options),
             ]
         )
+        self.forms = tuple(unit.form for unit in [*self.left, *self.right])
 
     def __call__(self, x: FeatureMap) -> OtherMap:
         layers = [*self.left, *self.right]
@@ -158,16 +165,18 @@ class ShuffleNetV2(nnx.Module):
 
     Args:
         architecture: which net, for instance ``flax_shufflenet.seed(net_size=1.0)``.
-        dtype: what it computes in: float32, bfloat16 or float64 (which needs ``jax_enable_x64``). Parameters
+        dtype: what it computes in: float32, bfloat16, float16 or float64 (which needs ``jax_enable_x64``). Parameters
             and batch statistics are float32, and float64 only under float64.
         rngs: the source of initial weights, drawn from the seed's distributions.
 
     Raises:
-        ValueError: float64 while JAX runs without ``jax_enable_x64``.
+        ValueError: another dtype, or float64 while JAX runs without ``jax_enable_x64``.
     """
 
     def __init__(self, architecture: Architecture, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(dtype)
+        if dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, not {dtype}")
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError("float64 needs jax.config.update('jax_enable_x64', True)")
         param_dtype = jnp.promote_types(dtype, jnp.float32)

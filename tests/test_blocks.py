@@ -18,6 +18,7 @@ from convert.proof.verify import relative_difference
 from flax_shufflenet import functional
 from flax_shufflenet.layers import BatchNorm, Conv, ConvBN
 from flax_shufflenet.model import max_pool
+from flax_shufflenet.ops import blocks
 from torch_ref.randomise import randomise
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float64")]
@@ -177,6 +178,76 @@ def test_gradients_in_eval_mode_are_those_of_finite_differences(block: str) -> N
     x = jnp.asarray(tools.random_images(*SHAPES[1], channels))
     # A central difference is exact to the square of its step.
     jax.test_util.check_grads(jax.jit(output), (parameters, floats, x), 1, ["rev"], eps=1e-5, atol=1e-8, rtol=1e-7)
+
+
+def depthwise(block: fs.BasicBlock | fs.DownBlock) -> list[ConvBN]:
+    units = block.branch if isinstance(block, fs.BasicBlock) else [*block.left, *block.right]
+    return [unit for unit in units if unit.conv.groups > 1]
+
+
+def rectify_depthwise(block: fs.BasicBlock | fs.DownBlock) -> None:
+    depthwise(block)[0].relu = True
+
+
+def keep_the_resolution(block: fs.DownBlock) -> None:
+    for unit in depthwise(block):
+        unit.conv.stride = 1
+
+
+def rectify_one_branch(block: fs.DownBlock) -> None:
+    block.right[0].relu = block.right[2].relu = True
+
+
+def leave_a_relu_out(block: fs.BasicBlock) -> None:
+    block.branch[2].relu = False
+
+
+def add_another_epsilon(block: fs.BasicBlock) -> None:
+    block.branch[2].bn.epsilon = 0.5
+
+
+def add_a_layer(block: fs.BasicBlock) -> None:
+    block.branch.append(ConvBN(6, 6, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(1)))
+
+
+@pytest.mark.parametrize(
+    ("block", "change"),
+    [
+        ("basic-12", rectify_depthwise),
+        ("basic-12", leave_a_relu_out),
+        ("basic-12", add_another_epsilon),
+        ("basic-12", add_a_layer),
+        ("down-3-to-10", rectify_depthwise),
+        ("down-3-to-10", rectify_one_branch),
+        ("down-3-to-10", keep_the_resolution),
+    ],
+)
+def test_a_block_whose_layers_were_changed_computes_what_they_do(block: str, change: Callable, monkeypatch) -> None:
+    channels, make = BLOCKS[block]
+    ours, _ = make()
+    change(ours)
+    x = jnp.asarray(tools.random_images(*SHAPES[1], channels))
+    found = nnx.jit(lambda block, x: block(x))(nnx.clone(ours), x)
+    monkeypatch.setattr(blocks, "applies", lambda *_arrays: False)
+    layer_by_layer = nnx.jit(lambda block, x: block(x))(ours, x)
+    assert found.shape == layer_by_layer.shape
+    assert relative_difference(np.asarray(found), np.asarray(layer_by_layer)) <= tools.FLOAT64_BAR
+
+
+@pytest.mark.parametrize(("block", "channels"), [("basic-12", 16), ("basic-12", 13), ("down-3-to-10", 4)])
+def test_a_block_refuses_other_channels_than_its_own(block: str, channels: int) -> None:
+    _, make = BLOCKS[block]
+    ours, _ = make()
+    with pytest.raises(ValueError, match=r"takes \[n, h, w, \d+\], not \(1, 2, 2, \d+\)"):
+        ours(jnp.zeros((1, 2, 2, channels)))
+
+
+@pytest.mark.parametrize(("block", "size"), [("basic-12", 1), ("down-3-to-10", 2)])
+def test_blocks_refuse_one_value_per_channel_in_train_mode(block: str, size: int) -> None:
+    channels, make = BLOCKS[block]
+    ours, _ = make()
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        ours(jnp.zeros((1, size, size, channels)))
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e4])

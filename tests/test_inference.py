@@ -1,5 +1,6 @@
 """The fused net: the same function as the model in eval mode, whatever the architecture, dtype and image size."""
 
+import pickle
 from typing import Any
 
 import jax
@@ -135,6 +136,12 @@ def test_is_a_snapshot_in_eval_mode() -> None:
     for array in jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         array.delete()  # as a training step does with donated arrays
     np.testing.assert_allclose(fused(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_survives_pickling() -> None:
+    fused = fs.fuse(random_model(SMALL))
+    images = jnp.asarray(random_images(2, 32, 32), jnp.float32)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fused))(images), fused(images))
 
 
 def test_a_numpy_batch_does() -> None:

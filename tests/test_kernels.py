@@ -125,6 +125,12 @@ def test_linear_is_the_matrix_product(features: int) -> None:
     np.testing.assert_allclose(y, x @ kernel, rtol=0, atol=1e-12 * np.abs(x @ kernel).max())
 
 
+def test_linear_of_no_images() -> None:
+    y, dx, dkernel = value_and_gradients(linear, jnp.zeros((0, 7)), jnp.zeros((0, 16)), jnp.ones((16, 7)))
+    assert (y.shape, dx.shape) == ((0, 7), (0, 16))
+    np.testing.assert_array_equal(dkernel, np.zeros((16, 7)))
+
+
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have their own product")
 @pytest.mark.parametrize("features", [1024, 2048])

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,12 @@ def small() -> fs.ShuffleNetV2:
     model = fs.ShuffleNetV2(SMALL, rngs=nnx.Rngs(0))
     model.eval()
     return model
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users call: here the types and shapes in signatures are checked first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @nnx.jit
@@ -105,6 +113,32 @@ def test_float64_needs_to_be_enabled() -> None:
     with jax.enable_x64(True):
         model = fs.ShuffleNetV2(SMALL, dtype=jnp.float64, rngs=nnx.Rngs(0))
         assert apply(model, images(2).astype(jnp.float64)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64, jnp.float8_e4m3fn])
+def test_it_computes_in_floats_alone(dtype: Any) -> None:
+    with pytest.raises(ValueError, match=r"bfloat16, float32 or float64, not (int32|bool|complex64|float8)"):
+        fs.ShuffleNetV2(SMALL, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 8, 8, 4), (8, 8, 3), (2, 3, 8, 8)], ids=str)
+@pytest.mark.usefixtures("unchecked_types")
+def test_other_than_coloured_images_are_refused(small: fs.ShuffleNetV2, shape: tuple[int, ...]) -> None:
+    message = rf"takes \[n, h, w, 3\], not {re.escape(str(shape))}"
+    for net in (small, fs.fuse(small)):
+        with pytest.raises(ValueError, match=message):
+            net(jnp.zeros(shape))
+
+
+def test_of_no_images_there_are_no_scores(small: fs.ShuffleNetV2) -> None:
+    assert small(images(0)).shape == fs.fuse(small)(images(0)).shape == (0, 10)
+
+
+def test_a_net_is_divided_among_devices_and_put_together_again(small: fs.ShuffleNetV2) -> None:
+    divided = nnx.view(small, axis_name="batch")
+    assert nnx.view(divided, use_running_average=False, deterministic=False).last.bn.axis_name == "batch"
+    whole = nnx.view(divided, axis_name=None)
+    assert whole.last.bn.axis_name is whole.dropout.axis_name is None
 
 
 def test_a_backbone_returns_its_features() -> None:
@@ -233,11 +267,10 @@ def test_impossible_nets_are_refused_with_the_reason(change: dict, message: str)
         ("down_middle", None, "half, input"),
     ],
 )
-def test_other_choices_are_refused_with_those_that_there_are(field: str, value: str | None, choices: str) -> None:
-    architecture = dataclasses.replace(SMALL)
-    object.__setattr__(architecture, field, value)  # the tests' own check of types refuses it before
+@pytest.mark.usefixtures("unchecked_types")
+def test_other_choices_are_refused_with_those_that_there_are(field: str, value: Any, choices: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be one of {choices}, not {value!r}"):
-        architecture.__post_init__()
+        dataclasses.replace(SMALL, **{field: value})
 
 
 def test_numpys_numbers_are_pythons() -> None:

@@ -221,6 +221,13 @@ def test_it_runs_where_each_device_computes_for_itself_and_not_where_xla_divides
     assert ["flax_shufflenet.depthwise" in program.as_text() for program in programs] == [True, False]
 
 
+def test_it_runs_without_jit() -> None:
+    x, kernel = random(2, 5, 5, 4), random(3, 3, 1, 4)
+    with jax.disable_jit():
+        found = forward(x, kernel)
+    np.testing.assert_array_equal(found, forward(x, kernel))
+
+
 @pytest.mark.parametrize(
     ("name", "shapes", "outcome", "options"),
     [

@@ -34,8 +34,18 @@ def conv2d(x: Images, kernel: Kernel, *, stride: int = 1, groups: int = 1) -> Fl
     ``x`` and ``kernel`` have one float dtype, which is the result's; bfloat16 accumulates in float32.
     ``kernel`` is HWIO with ``cin = c / groups``; kernels are square with an odd side. Differentiable in
     reverse mode.
+
+    Raises:
+        ValueError: ``x`` has other dimensions or channels.
     """
+    check_shape(x, kernel.shape[2] * groups)
     return _conv2d(x, kernel, stride, groups)
+
+
+def check_shape(x: Array, channels: int) -> None:
+    """Raises ValueError unless ``x`` is what a convolution of so many channels takes."""
+    if x.ndim != 4 or x.shape[-1] != channels:
+        raise ValueError(f"this convolution takes [n, h, w, {channels}], not {x.shape}")
 
 
 def reference(x: Images, kernel: Kernel, *, stride: int, groups: int) -> Float[Array, "n oh ow cout"]:

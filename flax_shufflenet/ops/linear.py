@@ -18,7 +18,7 @@ def linear(x: Float[Array, "n features"], kernel: Float[Array, "features out"]) 
 
 
 def _in_blocks(x, kernel):
-    x = x.reshape(x.shape[0], _FEATURE_BLOCKS, -1)
+    x = x.reshape(x.shape[0], _FEATURE_BLOCKS, x.shape[1] // _FEATURE_BLOCKS)
     kernel = kernel.reshape(_FEATURE_BLOCKS, -1, kernel.shape[-1])
     parts = jnp.einsum("nbf,bfo->bno", x, kernel, preferred_element_type=accumulator(x.dtype))
     return parts.sum(0).astype(x.dtype)

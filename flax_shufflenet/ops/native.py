@@ -171,7 +171,8 @@ def _outcomes_of(*arrays, name, options):
 
 @_call.def_impl
 def _run(*arrays, name, options):
-    return _compiled(name, options)(*arrays)
+    with jax.disable_jit(False):  # without jit this would be called again
+        return _compiled(name, options)(*arrays)
 
 
 @cache
