@@ -1,6 +1,7 @@
 """What a training run is told on its command line."""
 
 import dataclasses
+import glob
 import importlib.util
 import math
 from pathlib import Path
@@ -217,6 +218,9 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise OptionError(f"--test_share must be above 0 and below 1, not {self.test_share}")
+        out = str(self.out_dir.resolve())
+        if glob.escape(out) != out:  # Orbax takes them for a pattern, and finds nothing of what it wrote
+            raise OptionError(f"--out {out} has [, * or ? in it, and no checkpoint could be read there: choose another")
         if self.test_share is not None and self.out_dir.resolve().is_relative_to(Path(self.dataset).resolve()):
             raise OptionError(
                 f"--out {self.out_dir} lies in --dataset {self.dataset}, of which --test_share takes each folder for a "

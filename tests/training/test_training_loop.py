@@ -124,6 +124,17 @@ def test_results_in_a_folder_whose_folders_are_classes_are_refused(tmp_path, mon
     assert Config(dataset=".").out_dir.parent.name == "runs"  # beside train and test
 
 
+@pytest.mark.parametrize("name", ["[lr=0.1]", "*", "what?"])
+def test_a_folder_in_which_no_checkpoint_could_be_read_is_refused(tmp_path, monkeypatch, name):
+    said = rf"^--out {tmp_path}/{re.escape(name)}/out has \[, \* or \? in it, and no checkpoint could be read there: "
+    with pytest.raises(OptionError, match=said):
+        Config(out=tmp_path / name / "out")
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(OptionError, match=said):
+        Config(out=Path("out"))
+
+
 def test_a_folder_is_the_same_however_its_name_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()

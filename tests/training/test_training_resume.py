@@ -230,14 +230,22 @@ def test_a_net_that_no_run_left_is_not_replaced(tmp_path):
     assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
 
 
-def test_resume_insists_on_a_run_to_go_on_with(tmp_path, capsys):
-    out = tmp_path / "[lr=0.1] :fire:"  # which rich would take for markup
+def test_resume_insists_on_a_run_to_go_on_with(tmp_path):
     with pytest.raises(TrainingError, match="--resume: there is no checkpoint in"):
-        train(out, resume=True)
-    assert f"results {out}\n" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
+        train(tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(OptionError, match="--resume"):
         Config(resume=True, force=True)
+
+
+def test_names_are_printed_as_they_are(tmp_path, small_dataset, capsys, monkeypatch):
+    named = dataclasses.replace(small_dataset, source="sets/[b]one")
+    monkeypatch.setattr(data, "load", lambda *_, **__: named)
+    with pytest.raises(TrainingError, match="--resume: there is no checkpoint in"):
+        train(tmp_path / ":fire:", resume=True)
+    out = capsys.readouterr().out
+    assert "from sets/[b]one: " in out
+    assert f"results {tmp_path / ':fire:'}\n" in out
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(stopped_run, monkeypatch):
