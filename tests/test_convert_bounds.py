@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_tools import fresh_net, saved, small_state_dict
+from convert_tools import small_architecture
+from PIL import Image, PngImagePlugin
 
 import convert
+from convert.evidence.images import settle_input
 from convert.files.read import read
+from convert.layouts import LAYOUTS
+from convert.proof.images import read_images
 
 
 def with_pickle_changed(data: bytes, old: bytes, new: bytes) -> bytes:
@@ -63,3 +68,26 @@ def test_layers_with_numbers_beyond_all_measure(layer: str, attribute: str, digi
     torch.save(net, tmp_path / "net.pt")
     with pytest.raises(convert.ConvertError, match=r"holds a number of [\d,]+ bytes, which no net has"):
         convert.load_torch(tmp_path / "net.pt")
+
+
+def test_a_stem_whose_statistics_are_beyond_all_measure() -> None:
+    """Their quotient is 0, by which nothing is divided."""
+    tensors = {name: tensor.double() for name, tensor in small_state_dict("seed").items()}
+    tensors["conv1.weight"] *= 1e140
+    tensors["bn1.running_var"][:] = 1e-322
+    assert settle_input(LAYOUTS["seed"], small_architecture("seed"), tensors) == ([], {})
+
+
+def test_large_images_are_shrunk_and_not_all_of_them_read(tmp_path: Path) -> None:
+    Image.new("RGB", (5000, 3000)).save(tmp_path / "0.png")
+    for number in (1, 2):
+        Image.new("RGB", (512, 500)).save(tmp_path / f"{number}.png")
+    assert [batch.shape for batch in read_images(tmp_path)] == [(1, 307, 512, 3), (1, 500, 512, 3)]
+
+
+def test_images_of_endless_text(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * (3 << 20), zip=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png", pnginfo=text)
+    with pytest.raises(convert.ConvertError, match=r"^--images .*/0\.png: cannot be read as an image \("):
+        read_images(tmp_path)

@@ -74,8 +74,8 @@ class InputEvidence(NamedTuple):
 def weigh_input(
     layout: Layout, architecture: Architecture, tensors: Mapping[str, torch.Tensor]
 ) -> InputEvidence | None:
-    """What a checkpoint's tensors, under the layout's names, say; None where its statistics are a fresh net's or not
-    finite."""
+    """What a checkpoint's tensors, under the layout's names, say; None where its statistics are a fresh net's, or some
+    of the numbers not finite."""
     stem = next(part for part in layout.parts_of(architecture) if part.flax == "stem")
     kernel = tensors[f"{stem.conv}.weight"].double()  # [k, 3, 3, 3]
     mean, var = (tensors[f"{stem.bn}.running_{kind}"].double() for kind in ("mean", "var"))
@@ -91,6 +91,8 @@ def weigh_input(
     factors = (var[used] / natural[used]).log()
     by_deviation = 1 / var[used].sqrt()
     sums, means = kernel.sum((2, 3))[used] * by_deviation[:, None], mean[used] * by_deviation
+    if not all(torch.isfinite(values).all() for values in (factors, sums, means)):
+        return None
     found = torch.linalg.lstsq(sums, means[:, None]).solution[:, 0]
     rest = means - sums @ found
     first, middle, last = found.tolist()
