@@ -173,8 +173,11 @@ def load(path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Shu
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not one that ``save`` wrote, or holds another dtype; the message names it.
+        ValueError: the file is not one that ``save`` wrote, or holds another dtype; the message names it. Or ``dtype``
+            is not of floating-point numbers.
     """
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point one, such as float32, not {jnp.dtype(dtype)}")
     architecture, arrays = _read(path)
     if dtype is None:
         stored = {array.dtype for array in arrays.values() if array.dtype.kind == "f"}
@@ -217,4 +220,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[Architecture, dict[str, np.ndar
         architecture = Architecture.from_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: its architecture cannot be read: {error}") from None
-    return architecture, safetensors.numpy.load_file(path)
+    try:
+        return architecture, safetensors.numpy.load_file(path)
+    except (AttributeError, KeyError, TypeError):  # of the package, whose NumPy has no such dtype
+        raise ValueError(f"{path}: holds {_dtypes(path)}; a net's weights are all float32 or all float64") from None
+
+
+def _dtypes(path: str | os.PathLike[str]) -> str:
+    """In safetensors' own words."""
+    with safe_open(path, framework="numpy") as file:
+        return ", ".join(sorted({file.get_slice(name).get_dtype() for name in file.keys()}))  # noqa: SIM118, no mapping

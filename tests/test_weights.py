@@ -76,6 +76,8 @@ def test_dtype_is_chosen_when_loading(saved: Path) -> None:
     with pytest.raises(ValueError, match="jax_enable_x64"):
         fs.load(saved)
     assert fs.load(saved, dtype=jnp.float32).stem.conv.kernel[...].dtype == jnp.float32
+    with pytest.raises(ValueError, match="dtype must be a floating-point one, such as float32, not int8"):
+        fs.load(saved, dtype="int8")
 
 
 def test_missing_unknown_and_misshaped_arrays_are_named(model: fs.ShuffleNetV2) -> None:
@@ -103,6 +105,19 @@ def test_files_that_are_not_ours_are_named(tmp_path: Path, saved: Path) -> None:
         saved.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"net\.safetensors"):
             fs.load(saved)
+
+
+def test_a_file_of_numbers_that_numpy_does_not_have(saved: Path) -> None:
+    data = saved.read_bytes()
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    entries = json.loads(header)
+    for entry in entries.values():
+        if entry.get("dtype") == "F32":
+            entry |= {"dtype": "F8_E4M3", "shape": [4, *entry["shape"]]}
+    changed = json.dumps(entries).encode()
+    saved.write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + len(header) :])
+    with pytest.raises(ValueError, match=r"net\.safetensors: holds F8_E4M3, I32; a net's weights are all float32 or"):
+        fs.load(saved)
 
 
 @pytest.mark.parametrize(
