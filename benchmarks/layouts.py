@@ -56,6 +56,15 @@ def other_tensors(*names: str) -> Tensors:
     return {name: torch.ones(4, 4, 1, 1) for name in names}
 
 
+def _distilled() -> dict[str, Any]:
+    net = LAYOUTS["kuangliu"].build_reference(dataclasses.replace(preset("kuangliu", 0.5, 100), stem_kernel=1))
+    return {"epoch": 240, "model": dict(randomise(net).state_dict()), "best_acc": 72.6}
+
+
+def _openpifpaf() -> Tensors:
+    return prefixed("base_net.", tensors_of("openpifpaf")) | other_tensors("head_nets.0.conv.weight")
+
+
 def _nanodet() -> dict[str, Any]:
     around = other_tensors("fpn.lateral_convs.0.conv.weight", "head.gfl_cls.0.weight")
     net = prefixed("backbone.", tensors_of("nanodet")) | around
@@ -104,6 +113,7 @@ def cases() -> Iterator[Case]:
         "megvii": lambda: {"state_dict": prefixed("module.", tensors_of("megvii"))},
         "ericsun99": lambda: tensors_of("ericsun99"),
         "mmpretrain": lambda: {"meta": {}, "state_dict": tensors_of("mmpretrain")},
+        "super_gradients": lambda: {"net": tensors_of("super_gradients"), "acc": 0.6, "epoch": 9},
         "birder": lambda: {"state": tensors_of("birder"), "class_to_idx": {}},
         "pytorchcv": lambda: tensors_of("pytorchcv"),
         "pytorchcv_b": lambda: tensors_of("pytorchcv_b"),
@@ -111,6 +121,8 @@ def cases() -> Iterator[Case]:
     for layout, make in wrapped.items():
         yield Case(f"{layout}: {LAYOUTS[layout].repository}", make, {})
     yield Case("pytorchcv_b built with shuffle_group_first=False", wrapped["pytorchcv_b"], {"shuffle": "reverse"})
+    yield Case("kuangliu with a 1x1 stem: RepDistiller's checkpoint", _distilled, {})
+    yield Case("openpifpaf: a pose net's tensors", _openpifpaf, _BACKBONE)
     yield Case("nanodet: a NanoDet-Plus checkpoint", _nanodet, _BACKBONE)
     yield Case("nanodet: its averaged weights", _nanodet, {**_BACKBONE, "use_ema": True})
     yield Case("nanodet: with_last_conv", _nanodet_with_last_convolution, {})

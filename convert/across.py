@@ -26,6 +26,11 @@ _OBSTACLES: dict[str, dict[Any, str]] = {
         "input": "its right branches narrow at their last convolution",
     },
 }
+_KERNELS = {
+    "stem_kernel": "stem's",
+    "down_kernel": "down blocks' depthwise",
+    "basic_kernel": "basic blocks' depthwise",
+}
 _SAME_NAMES = {"chenyaofo", "torchvision"}
 _Stem = tuple[int, bool, bool]
 
@@ -50,8 +55,13 @@ def family_of(architecture: Architecture) -> str | None:
     return None
 
 
-def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target: str) -> Rewritten:
+def rewrite(
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], target: str, *, came_in: str | None = None
+) -> Rewritten:
     """The same net with the arrays and options that ``target``'s layout has.
+
+    ``came_in`` is the layout of the checkpoint that the net was converted from, None where there was none; in that
+    layout it is written with the head that the checkpoint had.
 
     Raises:
         ConvertError: the layout's nets compute something else; says what.
@@ -69,6 +79,10 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
             f"it has {_activation(architecture.negative_slope)}, that layout's have "
             f"{_activation(fields['negative_slope'])}"
         )
+    for field, what in _KERNELS.items():
+        own, others = (f"{side}x{side}" for side in (getattr(architecture, field), fields[field]))
+        if own != others and field not in LAYOUTS[target].options:
+            obstacles.append(f"its {what} kernels are {own}, in that layout they are {others}")
     if not architecture.last_width and not LAYOUTS[target].may_end_early:
         obstacles.append("it ends after its last stage, and in that layout a last convolution follows")
     if architecture.last_width and LAYOUTS[target].last is None:
@@ -93,7 +107,7 @@ def rewrite(architecture: Architecture, arrays: Mapping[str, np.ndarray], target
         _add_conv_biases(changed)
         notes.append("convolutions given a bias of zero")
     head_bias = architecture.head_bias
-    if architecture.num_classes and architecture.head_bias != fields["head_bias"]:
+    if architecture.num_classes and architecture.head_bias != fields["head_bias"] and requested != came_in:
         head_bias = fields["head_bias"]
         if head_bias:
             changed["classifier.bias"] = np.zeros(architecture.num_classes, changed["classifier.kernel"].dtype)

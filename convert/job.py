@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from convert import onnx_file, pipeline
 from convert.across import Rewritten
-from convert.errors import ConvertError
+from convert.errors import ConvertError, printable
 from convert.files.read import Source, read
 from convert.layouts import LAYOUTS
 from convert.options import Options
@@ -36,6 +37,8 @@ def run(options: Options) -> None:
     for path in (options.report, options.plot, options.output):
         _refuse_overwriting(path, options.force)
     _check_files_differ(options, options.output)
+    if options.size is not None and not _is_onnx(options.output):
+        raise ConvertError(f"{options.output or options.file}: --size is for outputs in .onnx, leave it out")
     source = read(options.file)
     if ARCHITECTURE_KEY in source.metadata:
         _from_flax(source, options)
@@ -45,7 +48,7 @@ def run(options: Options) -> None:
 
 def _from_torch(source: Source, options: Options) -> None:
     output = options.output or _beside(source.path, f".{options.to}.pt" if options.to else ".safetensors")
-    if output.suffix == onnx_file.ENDING:
+    if _is_onnx(output):
         raise ConvertError(f"{output}: ONNX is made from a Flax net; convert {source.path} to .safetensors first")
     _check_output(output, options, to_torch=options.to is not None)
     images = None if options.images is None else read_images(options.images)
@@ -66,7 +69,9 @@ def _from_torch(source: Source, options: Options) -> None:
         _finish(conversion.report, options, output, to_bytes(architecture, arrays, conversion.metadata))
         return
     _stop_unless_proven(conversion.report.proof, source.path)
-    tensors, rewritten, report = _to_layout(source, architecture, arrays, options.to, conversion.report.kind, images)
+    tensors, rewritten, report = _to_layout(
+        source, architecture, arrays, options.to, conversion.net.layout.name, conversion.report.kind, images
+    )
     restored = restore_origin(rewritten, tensors, arrays, conversion.metadata)
     report = dataclasses.replace(report, notes=(*conversion.report.notes, *report.notes, *restored.notes))
     _finish(report, options, output, _torch_bytes(restored.tensors))
@@ -77,18 +82,17 @@ def _from_flax(source: Source, options: Options) -> None:
         if getattr(options, name):
             raise ConvertError(f"{source.path}: a Flax net; --{name} is for PyTorch checkpoints, leave it out")
     output = options.output or _beside(source.path, ".pt")
-    as_onnx = output.suffix == onnx_file.ENDING
+    as_onnx = _is_onnx(output)
     if as_onnx:
         onnx_file.require_packages()
-    elif options.size is not None:
-        raise ConvertError(f"{output}: --size is for .onnx files, leave it out")
     _check_output(output, options, to_torch=True)
     images = None if options.images is None else read_images(options.images)
     try:
         architecture, arrays = _read_flax(source)
         target = options.to or pipeline.choose_layout(architecture, source.metadata)
         expected = expected_by(architecture, source.metadata, size=options.size)
-        tensors, rewritten, report = _to_layout(source, architecture, arrays, target, "Flax net", images)
+        came_in = source.metadata.get("layout")
+        tensors, rewritten, report = _to_layout(source, architecture, arrays, target, came_in, "Flax net", images)
         if as_onnx and not report.proof.failure:
             onnx = onnx_file.make(rewritten, tensors, architecture, arrays, expected)
             assumed = "; ".join(f"{name} {what}" for name, what in expected.assumed.items())
@@ -127,12 +131,13 @@ def _to_layout(
     architecture: Architecture,
     arrays: dict[str, np.ndarray],
     target: str,
+    came_in: str | None,
     kind: str,
     images: list[np.ndarray] | None,
 ) -> tuple[dict[str, torch.Tensor], Rewritten, Report]:
-    tensors, rewritten, proof = pipeline.write_layout(architecture, arrays, target, images)
+    tensors, rewritten, proof = pipeline.write_layout(architecture, arrays, target, images, came_in)
     report = Report(
-        source=source.path.name,
+        source=printable(source.path.name, 300),
         sha256=source.sha256,
         kind=kind,
         layout=f"{target} ({LAYOUTS[target].repository})",
@@ -148,18 +153,20 @@ def _to_layout(
 
 
 def _finish(report: Report, options: Options, output: Path, data: bytes) -> None:
-    """Prints and writes; a failed proof keeps its certificate, but writes no net."""
+    """Prints and writes, the net last; a failed proof keeps its certificate, but writes no net."""
     for line in report.lines():
         print(line)
     sys.stdout.flush()  # where that fails, nothing is written
-    certificates = {options.report: lambda: report.markdown().encode(), options.plot: lambda: _picture(report)}
+    files = {}
+    if options.report is not None:
+        files[options.report] = report.markdown().encode()
+    if options.plot is not None:
+        files[options.plot] = _picture(report)
     if not report.proof.failure:
-        _write(output, data)
-        print(f"{'wrote':<10}{output} ({len(data):,} bytes)")
-    for path, content in certificates.items():
-        if path is not None:
-            _write(path, content())
+        files[output] = data
+    _write_all(files)
     _stop_unless_proven(report.proof, options.file)
+    print(f"{'wrote':<10}{printable(str(output), 2000)} ({len(data):,} bytes)")
 
 
 def _picture(report: Report) -> bytes:
@@ -173,6 +180,10 @@ def _stop_unless_proven(proof: Proof, path: Path) -> None:
         for line in failure_table(proof):
             print(f"{'':<10}{line}")
         raise ConvertError(f"{path}: the proof failed, {proof.failure}; no net was written")
+
+
+def _is_onnx(output: Path | None) -> bool:
+    return output is not None and output.suffix.lower() == onnx_file.ENDING
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -214,6 +225,8 @@ def _refuse_overwriting(path: Path | None, force: bool) -> None:
         raise ConvertError(f"{path}: a folder; name a file")
     if not os.path.isdir(path.parent):
         raise ConvertError(f"{path}: there is no folder {path.parent}; make it first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConvertError(f"{path}: exists and is no regular file, which is not overwritten; name another")
     if os.path.lexists(path) and not force:
         raise ConvertError(f"{path}: exists; name another output, or overwrite it with --force")
 
@@ -222,6 +235,21 @@ def _torch_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     return buffer.getvalue()
+
+
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    """Raises:
+    ConvertError: one cannot be written, and none is left.
+    """
+    written: list[Path] = []
+    try:
+        for path, data in files.items():
+            _write(path, data)
+            written.append(path)
+    except BaseException:  # Ctrl-C too
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _write(path: Path, data: bytes) -> None:

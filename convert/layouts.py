@@ -18,9 +18,11 @@ import torch_ref.kuangliu
 import torch_ref.megvii
 import torch_ref.mmpretrain
 import torch_ref.nanodet
+import torch_ref.openpifpaf
 import torch_ref.pytorchcv
 import torch_ref.pytorchcv_b
 import torch_ref.seed
+import torch_ref.super_gradients
 import torch_ref.torchvision
 import torch_ref.weiaicunzai
 import torch_ref.yolov5lite
@@ -201,6 +203,7 @@ LAYOUTS = {
             branch=_named(1, 2, 3),
             last=("conv2", "bn2"),
             head="linear",
+            options=("stem_kernel",),
         ),
         Layout(
             name="chenyaofo",
@@ -271,6 +274,13 @@ LAYOUTS = {
             head="head.fc",
         ),
         Layout(
+            name="super_gradients",
+            repository="Deci-AI/super-gradients",
+            reference=torch_ref.super_gradients.ShuffleNetV2,
+            # The seed has layers 1 to 3.
+            **_TORCHVISION_NAMES | {"fingerprint": "layer4.0.branch1.2.weight", "block": "layer{stage}.{block}"},
+        ),
+        Layout(
             name="birder",
             repository="the package birder",
             fingerprint="body.stage2.0.branch1.2.0.weight",
@@ -333,6 +343,13 @@ LAYOUTS = {
             last=None,
             may_end_early=True,
             head="classifier",
+        ),
+        Layout(
+            name="openpifpaf",
+            repository="openpifpaf/openpifpaf",
+            reference=torch_ref.openpifpaf.ShuffleNetV2,
+            options=("down_kernel", "basic_kernel"),
+            **_TORCHVISION_NAMES | {"stem": ("input_block.0.0", "input_block.0.1")},
         ),
         Layout(
             name="yolov5lite",

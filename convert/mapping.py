@@ -74,6 +74,10 @@ def infer_architecture(layout: Layout, tensors: Tensors) -> Architecture:
             splits.append((width, width - shape(parts[f"stages.{stage}.1.branch.0"])[0]))
 
     fields = family_fields(layout.name)
+    blocks = next((f"stages.{stage}.1.branch.1" for stage, count in enumerate(stage_blocks) if count), None)
+    for field, part in {"stem_kernel": "stem", "down_kernel": "stages.0.0.left.0", "basic_kernel": blocks}.items():
+        if field in layout.options and part is not None:
+            fields[field] = shape(parts[part])[2]
     num_classes = 0
     if f"{layout.head}.weight" in tensors:
         head = tensors[f"{layout.head}.weight"]

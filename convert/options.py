@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from flax_shufflenet.errors import OptionError
+
 LayoutName = Literal[
     "seed",
     "kuangliu",
@@ -15,11 +17,13 @@ LayoutName = Literal[
     "megvii",
     "ericsun99",
     "mmpretrain",
+    "super_gradients",
     "birder",
     "pytorchcv",
     "pytorchcv_b",
     "nanodet",
     "fastestdet",
+    "openpifpaf",
     "yolov5lite",
 ]
 
@@ -33,6 +37,9 @@ class Options:
     pip install 'flax-shufflenet[onnx]'): float32 images [batch, 3, size, size], normalised as in training, to class
     scores before the softmax. Exit codes: 0 converted and proven; 2 the command line is wrong; 1 anything else, and
     then nothing is written.
+
+    Raises:
+        OptionError: a value out of its range.
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
@@ -52,7 +59,8 @@ class Options:
         LayoutName | None, arg(metavar="LAYOUT", help_behavior_hint="(default, for a Flax net: the layout it came in)")
     ] = None
     """Write a PyTorch state_dict in this layout: seed, kuangliu, chenyaofo, torchvision, weiaicunzai, megvii,
-    ericsun99, mmpretrain, birder, pytorchcv, pytorchcv_b, nanodet, fastestdet or yolov5lite."""
+    ericsun99, mmpretrain, super_gradients, birder, pytorchcv, pytorchcv_b, nanodet, fastestdet, openpifpaf or
+    yolov5lite."""
 
     stem: Annotated[
         Literal["cifar", "imagenet", "strided", "pooled"] | None,
@@ -94,8 +102,8 @@ class Options:
     """Take the net at this place in the file, where there are several."""
 
     images: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: noise)")] = None
-    """Compare the two nets on the images in this folder, the longer side of each at most 512 pixels, until they are a
-    million pixels."""
+    """Compare the two nets on the images in this folder: up to 512 of them, the longer side brought down to 512 pixels,
+    until they have half a million pixels in all."""
 
     size: Annotated[
         int | None,
@@ -104,7 +112,7 @@ class Options:
             help_behavior_hint="(default: as the net's file says, else 32, or 224 for an ImageNet stem)",
         ),
     ] = None
-    """Side of the images that an ONNX model takes."""
+    """Side of the images that an ONNX model takes; for outputs in .onnx alone."""
 
     report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """Also write the certificate, with every layer's errors, to this Markdown file."""
@@ -114,3 +122,7 @@ class Options:
 
     force: bool = False
     """Overwrite files that exist."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise OptionError(f"--size must be at least 1, not {self.size}")

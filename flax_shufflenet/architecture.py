@@ -32,12 +32,14 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
     "ericsun99": {"num_classes": 1000, "pool_size": 7, **_IMAGENET_STEM},
     "mmpretrain": {"num_classes": 1000, **_IMAGENET_STEM},
+    "super_gradients": {"num_classes": 1000, **_IMAGENET_STEM},
     "birder": {"num_classes": 1000, **_IMAGENET_STEM},
     "pytorchcv": {"num_classes": 1000, "stem_pool_ceil": True, "pool_size": 7, **_IMAGENET_STEM},
     "pytorchcv_b": {"num_classes": 1000, "down_left": "input", "pool_size": 7, **_IMAGENET_STEM},
     # Backbones of detectors.
     "nanodet": {"num_classes": 0, "negative_slope": 0.1, **_IMAGENET_STEM},
     "fastestdet": {"num_classes": 0, "down_left": "input", "shuffle": "before", **_IMAGENET_STEM},
+    "openpifpaf": {"num_classes": 0, "bn_epsilon": 1e-4, "stem_stride": 2, "down_kernel": 5, "basic_kernel": 5},
     "yolov5lite": {"num_classes": 0, "bn_epsilon": 1e-3, **_IMAGENET_STEM},
 }
 FAMILIES = tuple(_FAMILIES)
@@ -49,7 +51,7 @@ _STEM_WIDTHS = {"yolov5lite": 32}
 _PYTORCHCV_LAST_WIDTHS = {1.5: 1553, 2.0: 2153}
 
 # Files that were written before these fields existed lack them, and mean their defaults.
-_ADDED_LATER = {"stem_pool_ceil", "negative_slope", "bn_epsilon"}
+_ADDED_LATER = {"stem_pool_ceil", "negative_slope", "bn_epsilon", "stem_kernel", "down_kernel", "basic_kernel"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class Architecture:
     stage_blocks: tuple[int, ...] = (3, 7, 3)
     """Stride-1 basic blocks in each stage, after its stride-2 down block."""
     stem_width: int = 24
+    stem_kernel: int = 3
+    """Side of the stem's kernel, odd, as those of the blocks' depthwise kernels below."""
     stem_stride: int = 1
     stem_pool: bool = False
     """A 3x3 max-pool of stride 2 after the stem, as for ImageNet."""
@@ -91,6 +95,8 @@ class Architecture:
     """Width of a down block's left branch: half the stage's, or its input's; the right one has the rest."""
     down_middle: Literal["half", "input"] = "half"
     """Width inside a down block's right branch."""
+    down_kernel: int = 3
+    basic_kernel: int = 3
     conv_bias: bool = False
     """Convolutions carry a bias, which the batch normalisation after them takes out again in training."""
     negative_slope: float = 0.0
@@ -125,6 +131,9 @@ class Architecture:
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("stem_kernel", "down_kernel", "basic_kernel"):
+            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd and at least 1, not {getattr(self, name)}")
         if min(self.stage_blocks) < 0:
             raise ValueError(f"stage_blocks must not be negative: {self.stage_blocks}")
         if not 0 <= self.dropout < 1:
@@ -211,6 +220,7 @@ def family_fields(family: str) -> dict[str, Any]:
     defaults = {
         name: Architecture.__dataclass_fields__[name].default
         for name in (
+            "stem_kernel",
             "stem_stride",
             "stem_pool",
             "stem_pool_ceil",
@@ -219,6 +229,8 @@ def family_fields(family: str) -> dict[str, Any]:
             "down_relu",
             "down_left",
             "down_middle",
+            "down_kernel",
+            "basic_kernel",
             "conv_bias",
             "negative_slope",
             "bn_epsilon",

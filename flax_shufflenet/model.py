@@ -54,8 +54,8 @@ def _pointwise(in_channels: int, out_channels: int, **options) -> ConvBN:
     return ConvBN(in_channels, out_channels, kernel_size=1, **options)
 
 
-def _depthwise(channels: int, stride: int, **options) -> ConvBN:
-    return ConvBN(channels, channels, kernel_size=3, stride=stride, groups=channels, **options)
+def _depthwise(channels: int, kernel_size: int, stride: int, **options) -> ConvBN:
+    return ConvBN(channels, channels, kernel_size=kernel_size, stride=stride, groups=channels, **options)
 
 
 def _chain(units: Iterable[ConvBN], x: FeatureMap) -> OtherMap:
@@ -100,7 +100,7 @@ class BasicBlock(nnx.Module):
         self.branch = nnx.List(
             [
                 _pointwise(width, width, relu=True, **options),
-                _depthwise(width, stride=1, **options),
+                _depthwise(width, architecture.basic_kernel, stride=1, **options),
                 _pointwise(width, width, relu=True, **options),
             ]
         )
@@ -133,14 +133,14 @@ class DownBlock(nnx.Module):
         self.halves = 2 * left == out_channels
         self.left = nnx.List(
             [
-                _depthwise(in_channels, stride=2, **options),
+                _depthwise(in_channels, architecture.down_kernel, stride=2, **options),
                 _pointwise(in_channels, left, relu=relu, **options),
             ]
         )
         self.right = nnx.List(
             [
                 _pointwise(in_channels, middle, relu=relu, **options),
-                _depthwise(middle, stride=2, **options),
+                _depthwise(middle, architecture.down_kernel, stride=2, **options),
                 _pointwise(middle, out_channels - left, relu=relu, **options),
             ]
         )
@@ -191,7 +191,7 @@ class ShuffleNetV2(nnx.Module):
         self.stem = ConvBN(
             3,
             architecture.stem_width,
-            kernel_size=3,
+            kernel_size=architecture.stem_kernel,
             stride=architecture.stem_stride,
             relu=architecture.stem_relu,
             **options,

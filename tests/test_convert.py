@@ -1,13 +1,16 @@
 """``python -m convert``: every layout to Flax and back, across layouts, its proof, its report and its exit codes."""
 
+import copy
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
+from unittest.mock import patch
 
 import convert_tools
 import jax
@@ -15,20 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from checkpoint_tools import take
+from checkpoint_tools import small_net, take
 from convert_tools import assert_same_tensors, random_state_dict, run_convert
 from flax import nnx
 
 import convert
 import flax_shufflenet as fs
-from convert import mapping
+import torch_ref.__main__
+from convert import job, mapping, pipeline
 from convert.across import family_of, rewrite
+from convert.contents.select import find_net
 from convert.layouts import LAYOUTS
 from convert.options import LayoutName
 from convert.origin import Restored, restore_origin
+from convert.pipeline import as_source
 from convert.proof.report import Report
-from convert.proof.verify import _FlaxNet, _Traced, proving_devices, verify
-from flax_shufflenet.weights import flat_arrays
+from convert.proof.verify import Proof, _FlaxNet, _Traced, proving_devices, verify
+from flax_shufflenet.weights import flat_arrays, from_arrays
 
 # As many classes as no default has, and for all tests the same, so that nets of one layout share their programs.
 small_architecture = partial(convert_tools.small_architecture, num_classes=7)
@@ -64,6 +70,30 @@ def test_each_layout_to_flax_and_back_bit_for_bit(
     assert outcome.code == 0, outcome.err
     assert_same_tensors(torch.load(tmp_path / "back.pt", weights_only=True), tensors)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pt", "net.pt", "net.safetensors"]
+
+
+@pytest.mark.parametrize(("layout", "bias"), [("chenyaofo", "fc.bias"), ("megvii", "classifier.0.bias")])
+def test_an_unusual_head_comes_back_as_it_was(
+    layout: str, bias: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the bias that the layout's has, or with one that it has not."""
+    tensors = random_state_dict(layout, small_architecture(layout))
+    if tensors.pop(bias, None) is None:
+        tensors[bias] = torch.randn(7)
+    torch.save(tensors, tmp_path / "net.pt")
+    # Compiling the nets takes most of the time.
+    proof = Proof("cpu", 2.0, ("1x32x32x3",), 0.0, 1e-7, 1e-7, 1, 1, ())
+    monkeypatch.setattr(pipeline, "verify", lambda *_: proof)
+    outcome = run_convert(capsys, tmp_path / "net.pt", *GIVEN.get(layout, []))
+    assert outcome.code == 0, outcome.err
+    outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pt")
+    assert outcome.code == 0, outcome.err
+    assert_same_tensors(torch.load(tmp_path / "back.pt", weights_only=True), tensors)
+    outcome = run_convert(
+        capsys, tmp_path / "net.pt", "--to", layout, "-o", tmp_path / "same.pt", *GIVEN.get(layout, [])
+    )
+    assert outcome.code == 0, outcome.err
+    assert_same_tensors(torch.load(tmp_path / "same.pt", weights_only=True), tensors)
 
 
 def test_half_precision_comes_back_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,16 +189,47 @@ def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
     assert fs.load(tmp_path / "ckpt.safetensors").architecture == fs.seed(0.5)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "a folder"
-    target.mkdir()
-    (target / "inside").touch()
-    saved = subprocess.run(
-        [sys.executable, "-m", "torch_ref", "--save", target], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert saved.returncode == 1
-    assert f"{target}: cannot be written" in saved.stderr
-    assert list(tmp_path.iterdir()) == [target]
+def run_torch_ref(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    """Its exit code, and the last line of its errors."""
+    with patch.object(sys, "argv", ["torch_ref", *map(str, arguments)]):
+        try:
+            code = torch_ref.__main__.main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return code, (capsys.readouterr().err.splitlines() or [""])[-1]
+
+
+def test_a_checkpoint_to_try_it_with_is_written_whole_and_over_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken.pt").write_bytes(b"mine")
+    (tmp_path / "taken.pt.partial").write_bytes(b"mine")
+    for name, reason in {
+        "folder": "exists and is no regular file; choose another path",
+        "taken.pt": "exists; choose another path, or overwrite it with --force",
+        "nowhere/net.pt": "cannot be written (Parent directory",
+    }.items():
+        code, error = run_torch_ref(capsys, "--save", tmp_path / name)
+        assert code == 1
+        assert error.startswith(f"{tmp_path / name}: {reason}")
+    assert run_torch_ref(capsys, "--save", tmp_path / "taken.pt", "--force") == (0, "")
+    assert (tmp_path / "taken.pt.partial").read_bytes() == b"mine"
+    assert take(tmp_path / "taken.pt").layout.name == "seed"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken.pt", "taken.pt.partial"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seed", "99999999999999999999999", "--seed must be from 0 to 9223372036854775807, not 999999"),
+        ("--num_classes", "1000000000000", "--num_classes must be from 1 to 100,000, not 1000000000000"),
+    ],
+)
+def test_numbers_that_no_torch_ref_has(option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = run_torch_ref(capsys, option, value)
+    assert code == 2
+    assert said in error
 
 
 def test_a_trained_flax_net_goes_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +283,11 @@ def test_one_pytorch_layout_to_another(
         ("megvii", "torchvision", "it shuffles before each basic block"),
         ("weiaicunzai", "chenyaofo", "its stem has no ReLU"),
         ("chenyaofo", "mmpretrain", "its stem has stride 1"),
+        (
+            "openpifpaf",
+            "torchvision",
+            "its down blocks' depthwise kernels are 5x5, in that layout they are 3x3; its basic",
+        ),
     ],
 )
 def test_a_layout_that_cannot_hold_a_net_says_why(
@@ -279,6 +345,48 @@ def test_the_python_interface_does_the_same(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_the_python_interface_takes_modules_and_heeds_their_layers() -> None:
+    net = cast(Any, copy.deepcopy(small_net("torchvision", 7)))
+    net.conv1[0].stride, net.maxpool = (1, 1), torch.nn.Identity()
+    source = as_source(net)
+    assert (source.kind, source.sha256) == ("in memory", as_source(net.state_dict()).sha256)
+    assert find_net(source.content).layout.name == "chenyaofo"
+    net.conv1.extra = lambda: None
+    with pytest.raises(convert.ConvertError, match=r"^module: cannot be read \(.*; give its state_dict\(\) instead"):
+        convert.load_torch(net)
+
+
+def test_the_hash_of_a_dictionary_is_of_all_tensors_in_it() -> None:
+    tensors = random_state_dict("seed", small_architecture("seed"))
+    content: dict[str, Any] = {"epoch": 3, "nets": [tensors]}
+    content["itself"] = content
+    hashes = [as_source(some).sha256 for some in (tensors, content, {"nets": [tensors | {"a": torch.ones(1)}]}, {})]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_what_the_python_interface_does_not_take(tmp_path: Path) -> None:
+    tensors = random_state_dict("seed", small_architecture("seed"))
+    architecture = small_architecture("seed")
+    model = from_arrays(architecture, mapping.to_arrays(LAYOUTS["seed"], architecture, tensors))
+    fs.save(model, tmp_path / "net.safetensors")
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    load, to = cast(Any, convert.load_torch), cast(Any, convert.to_torch)  # with what their types rule out
+    for call, reason in (
+        (lambda: load(3), "load_torch takes a file, a state_dict or a torch.nn.Module, not a int"),
+        (lambda: load(tmp_path / "net.safetensors"), "a Flax net; flax_shufflenet.load opens it"),
+        (lambda: load(tensors, stem="foo"), "stem must be one of cifar, imagenet, "),
+        (lambda: load(tensors, activation="foo"), "activation must be one of relu, leaky_relu, not foo"),
+        (lambda: load(tensors, shuffle="foo"), "shuffle must be one of after, reverse, not foo"),
+        (lambda: load(wide), r"its weights are float64; call jax\.config\.update\('jax_enable_x64', True\) first"),
+        (lambda: to("net.safetensors"), "to_torch takes a net, as flax_shufflenet.load gives it, not a str"),
+        (lambda: to(fs.fuse(model)), "not a FusedNet; of a fused net, give the one that was fused"),
+        (lambda: to(model, ["seed"]), r"the layout must be one of seed, .*, not \['seed'\]"),
+    ):
+        with pytest.raises(convert.ConvertError, match=reason):
+            call()
+
+
 def swapped(arrays: dict[str, np.ndarray], one: str, other: str) -> dict[str, np.ndarray]:
     return {**arrays, one: arrays[other], other: arrays[one]}
 
@@ -330,6 +438,38 @@ def test_certificate_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert hashlib.sha256((tmp_path / "net.pt").read_bytes()).hexdigest() in text
     assert all(f"| `{layer}` |" in text for layer in ("bn1", "layer2.2.bn3", "bn2"))
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_are_written_all_or_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--plot", tmp_path / "plot.png", "--report", "/proc/x.md")
+    assert outcome.code == 1
+    assert outcome.err.startswith("convert: /proc/x.md: cannot be written (")
+    written = []
+
+    def interrupted(path: Path, data: bytes) -> None:
+        if path.suffix == ".safetensors":
+            raise KeyboardInterrupt
+        written.append(path)
+        path.write_bytes(data)
+
+    monkeypatch.setattr(job, "write_whole", interrupted)
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--report", tmp_path / "report.md")
+    assert (outcome.code, outcome.err) == (130, "convert: interrupted; nothing was written\n")
+    assert written == [tmp_path / "report.md"]
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_a_file_name_that_no_terminal_should_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff\x1b[31m\nlayout    fake.pt")
+    torch.save(random_state_dict("seed", small_architecture("seed")), path)
+    outcome = run_convert(capsys, path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("file      a\\udcff\\x1b[31m\\nlayout    fake.pt (PyTorch)\n")
+    assert outcome.out.splitlines()[-1].startswith(f"wrote     {tmp_path}/a\\udcff\\x1b[31m\\nlayout    fake.safeten")
+    assert fs.read_metadata(path.with_suffix(".safetensors"))["source"] == "a\\udcff\\x1b[31m\\nlayout    fake.pt"
 
 
 def test_real_images_instead_of_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

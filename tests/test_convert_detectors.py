@@ -160,3 +160,19 @@ def test_the_epsilon_is_given_or_said_to_be_assumed() -> None:
     assert "epsilon: 0.0001, as given by --epsilon" in net.notes
     with pytest.raises(ConvertError, match="--epsilon must be between 0 and 1, such as 1e-5, not -1"):
         find_net(tensors, epsilon=-1.0)
+
+
+def test_a_pose_nets_backbone_has_kernels_of_its_own() -> None:
+    architecture = small_architecture("openpifpaf", 0, down_kernel=3)
+    tensors = {f"base_net.{name}": tensor for name, tensor in random_state_dict("openpifpaf", architecture).items()}
+    heads = {"head_nets.0.conv.weight": torch.ones(340, 40, 1, 1), "head_nets.0.conv.bias": torch.ones(340)}
+    with pytest.raises(ConvertError, match=r"head_nets\.0\.conv"):
+        find_net(tensors | heads)
+    net = find_net(tensors | heads, backbone=True)
+    assert (net.layout.name, net.architecture) == ("openpifpaf", architecture)
+
+
+def test_a_stem_of_1x1_is_that_of_copies_for_distillation() -> None:
+    architecture = small_architecture("kuangliu", 100, stem_kernel=1)
+    net = find_net({"model": random_state_dict("kuangliu", architecture), "epoch": 240})
+    assert net.architecture == architecture

@@ -65,13 +65,17 @@ def test_onnx_runtime_computes_what_the_flax_net_does(net, tmp_path, capsys):
 
 def test_what_cannot_become_onnx_is_one_line(net, tmp_path, capsys, monkeypatch):
     torch.save({}, tmp_path / "net.pt")
-    outcome = run_convert(capsys, tmp_path / "net.pt", "-o", tmp_path / "net.onnx")
+    outcome = run_convert(capsys, tmp_path / "net.pt", "-o", tmp_path / "net.ONNX")
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "ONNX is made from a Flax net" in outcome.err
-    outcome = run_convert(capsys, net[1], "-o", tmp_path / "back.pt", "--size", "64")
-    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
-    assert "--size is for .onnx files" in outcome.err
+    for arguments in ((net[1], "-o", tmp_path / "back.pt"), (tmp_path / "net.pt",)):
+        outcome = run_convert(capsys, *arguments, "--size", "64")
+        assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+        assert "--size is for outputs in .onnx, leave it out" in outcome.err
+    for size in ("0", "-5"):
+        outcome = run_convert(capsys, net[1], "-o", tmp_path / "net.onnx", "--size", size)
+        assert (outcome.code, outcome.err) == (2, f"convert: --size must be at least 1, not {size} (see --help)\n")
     monkeypatch.setattr(onnx_file, "_PACKAGES", ("onnx", "no_such_package"))
-    outcome = run_convert(capsys, net[1], "-o", tmp_path / "net.onnx")
+    outcome = run_convert(capsys, net[1], "-o", tmp_path / "net.ONNX")
     assert outcome.code == 1
     assert outcome.err == "convert: writing ONNX needs no_such_package: pip install 'flax-shufflenet[onnx]'\n"

@@ -559,22 +559,47 @@ def test_options_that_do_not_fit(
     assert assert_refused(capsys, tmp_path / "net.pt", *options) == reason
 
 
+def test_nets_that_options_cannot_choose() -> None:
+    one, other = small_state_dict("seed"), small_state_dict("seed")
+    with pytest.raises(convert.ConvertError, match="--use_ema: by its name, what is at --key model is not averaged"):
+        find_net({"model": one, "model_ema": other}, key="model", use_ema=True)
+    assert "found at: model_ema" in find_net({"model": one, "model_ema": other}, key="model_ema", use_ema=True).notes
+    same = {"a": {f"b.{name}": tensor for name, tensor in one.items()}, "a.b": other}
+    with pytest.raises(convert.ConvertError, match=r"holds 2 nets at a\.b, which --key cannot tell apart; save the"):
+        find_net(same, key="a.b")
+
+
+def test_masks_that_are_none_beside_the_net() -> None:
+    """Those of another net, or of what is none, are not looked at."""
+    tensors = small_state_dict("seed")
+    masked = {"conv1.weight_orig": tensors["conv1.weight"], "conv1.weight_mask": torch.full((8, 3, 3, 3), 0.5)}
+    other = {**without(tensors, "conv1.weight"), **masked}
+    assert find_net({"net": tensors, "w": {"w_orig": torch.ones(3), "w_mask": torch.full((3,), 0.5)}}).notes
+    assert find_net({"net": tensors, "other": other}, key="net").notes
+    with pytest.raises(convert.ConvertError, match=r"conv1\.weight_mask has other values than 0 and 1"):
+        find_net({"net": tensors, "other": other}, key="other")
+
+
 def test_outputs_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "net.pt").write_bytes(saved(small_state_dict("seed")))
     (tmp_path / "taken").write_bytes(b"mine")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
     for output, reason in {
+        "fifo": "exists and is no regular file, which is not overwritten; name another",
         "taken": "exists; name another output, or overwrite it with --force",
         "net.pt": "exists; name another output, or overwrite it with --force",
         "folder": "a folder; name a file",
         "nowhere/out": "there is no folder",
         "taken/out": "there is no folder",
     }.items():
-        outcome = run_convert(capsys, tmp_path / "net.pt", "-o", tmp_path / output)
+        force = ["--force"] * (output == "fifo")
+        outcome = run_convert(capsys, tmp_path / "net.pt", "-o", tmp_path / output, *force)
         assert outcome.code == 1
         assert outcome.err.startswith(f"convert: {tmp_path / output}: {reason}")
     assert (tmp_path / "taken").read_bytes() == b"mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "net.pt", "taken"]
+    assert (tmp_path / "fifo").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "folder", "net.pt", "taken"]
 
 
 def flax_file(metadata: dict[str, str] | None = None, **changes: object) -> bytes:
@@ -598,7 +623,10 @@ def flax_file(metadata: dict[str, str] | None = None, **changes: object) -> byte
         (lambda: flax_file(stage_blocks=[10**8, 2, 1]), "more blocks than the file has arrays"),
         (lambda: flax_file(stage_widths=[2**62, 64, 128]), "a net of these widths has more than"),
         (lambda: flax_file(split_ratio=1.5), "leaves one half of 32 channels empty"),
-        (lambda: flax_file({"layout": "VGG"}), "no PyTorch layout computes what this net does"),
+        (
+            lambda: flax_file({"layout": "VGG"}),
+            "the layout that it came in is said to be VGG, which is none; the file is damaged or altered, name",
+        ),
         (lambda: flax_file({"layout": "kuangliu"}), "the kuangliu layout cannot hold this net"),
         (lambda: _flax_bfloat16(), "holds bfloat16, float32, int32; a net's weights are all float32 or all float64"),
     ],

@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from torch_ref import birder, fastestdet, megvii, nanodet, pytorchcv, pytorchcv_b, torchvision, yolov5lite
+from torch_ref import (
+    birder,
+    fastestdet,
+    kuangliu,
+    megvii,
+    nanodet,
+    openpifpaf,
+    pytorchcv,
+    pytorchcv_b,
+    super_gradients,
+    torchvision,
+    yolov5lite,
+)
 from torch_ref.randomise import randomise
 from torch_ref.seed import Config
 
@@ -46,6 +58,10 @@ CONVOLUTIONS = {
     pytorchcv_b: "features.init_block.conv.conv features.stage1.unit1.conv1.conv features.stage1.unit1.dconv.conv "
     "features.stage1.unit1.conv2.conv features.stage1.unit1.shortcut_dconv.conv "
     "features.stage1.unit1.shortcut_conv.conv features.stage3.unit4.conv2.conv features.final_block.conv",
+    super_gradients: "conv1.0 layer2.0.branch1.0 layer2.0.branch1.2 layer2.0.branch2.0 layer2.0.branch2.3 "
+    "layer2.0.branch2.5 layer2.1.branch2.0 layer4.3.branch2.5 conv5.0",
+    openpifpaf: "input_block.0.0 stage2.0.branch1.0 stage2.0.branch1.2 stage2.0.branch2.0 stage2.0.branch2.3 "
+    "stage4.3.branch2.5 conv5.0",
     nanodet: "conv1.0 stage2.0.branch1.0 stage2.0.branch1.2 stage2.0.branch2.0 stage2.0.branch2.3 stage4.3.branch2.5",
     fastestdet: "first_conv.0 stage2.0.branch_main.0 stage2.0.branch_main.3 stage2.0.branch_main.5 "
     "stage2.0.branch_proj.0 stage2.0.branch_proj.2 stage4.3.branch_main.5",
@@ -58,8 +74,10 @@ CONVOLUTIONS = {
 def test_keys(module):
     names = module.ShuffleNetV2(0.5).state_dict()
     assert {f"{name}.weight" for name in CONVOLUTIONS[module].split()} <= set(names)
-    head = {birder: 2, pytorchcv: 2, pytorchcv_b: 2}.get(module, 0)
-    assert len(names) == (336 + head if head else 330)  # 56 convolutions, or without the last 55, with 5 of a BN each
+    head = {birder: 2, pytorchcv: 2, pytorchcv_b: 2, super_gradients: 2, openpifpaf: 0}.get(module)
+    assert len(names) == (
+        330 if head is None else 336 + head
+    )  # 56 convolutions, or without the last 55, with 5 of a BN each
 
 
 @pytest.mark.parametrize(
@@ -78,12 +96,35 @@ def test_published_parameter_counts(module, counts):
         assert sum(parameter.numel() for parameter in net.parameters()) == count
 
 
-def test_birder_is_torchvisions_graph():
-    net = randomise(birder.ShuffleNetV2(config=TINY, num_classes=7))
+@pytest.mark.parametrize("module", [birder, super_gradients], ids=module_name)
+def test_some_are_torchvisions_graph(module):
+    net = randomise(module.ShuffleNetV2(config=TINY, num_classes=7))
     torch.testing.assert_close(
         outputs(net, images(97)),
         outputs(with_tensors_of(net, torchvision.ShuffleNetV2(config=TINY, num_classes=7)), images(97)),
     )
+
+
+def test_openpifpaf_with_small_kernels_is_torchvisions_graph_without_a_max_pool():
+    net = randomise(openpifpaf.ShuffleNetV2(config=TINY, down_kernel=3, basic_kernel=3))
+    other = torchvision.ShuffleNetV2(config=TINY, num_classes=None, stem_pool=False)
+    for normalisation in (module for module in other.modules() if isinstance(module, nn.BatchNorm2d)):
+        normalisation.eps = 1e-4
+    torch.testing.assert_close(outputs(net, images(97)), outputs(with_tensors_of(net, other), images(97)))
+
+
+def test_openpifpafs_kernels_of_5x5_keep_the_sizes_of_maps():
+    net = openpifpaf.ShuffleNetV2(config=TINY)
+    depthwise = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    assert len(depthwise) == 2 * 3 + 4
+    assert {module.kernel_size for module in depthwise} == {(5, 5)}
+    assert net.stage2(torch.zeros(1, 24, 33, 20)).shape == (1, 32, 17, 10)
+
+
+def test_kuanglius_stem_may_be_of_1x1():
+    net = kuangliu.ShuffleNetV2(config=TINY, stem_kernel=1)
+    assert net.conv1(torch.zeros(1, 3, 9, 8)).shape == (1, 24, 9, 8)
+    assert net.conv1.weight.shape == (24, 3, 1, 1)
 
 
 def in_torchvisions_names(name):

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import secrets
 import sys
 
 try:
@@ -14,15 +15,27 @@ except ModuleNotFoundError as error:
     sys.exit(f"torch_ref: this needs {error.name}, which is not installed: pip install 'flax-shufflenet[torch]'")
 
 
+MOST_CLASSES = 100_000
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m torch_ref", description=__doc__)
     parser.add_argument("--net_size", type=float, choices=sorted(configs), default=0.5, help="default: 0.5")
     parser.add_argument("--num_classes", type=int, default=10, help="default: 10")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights; default: 0")
     parser.add_argument("--save", metavar="CKPT", help="also save the new net's state_dict, to try the converter with")
+    parser.add_argument("--force", action="store_true", help="overwrite CKPT where it exists")
     arguments = parser.parse_args()
-    if arguments.num_classes < 1:
-        parser.error(f"--num_classes must be at least 1, not {arguments.num_classes}")
+    if not 1 <= arguments.num_classes <= MOST_CLASSES:
+        parser.error(f"--num_classes must be from 1 to {MOST_CLASSES:,}, not {arguments.num_classes}")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error(f"--seed must be from 0 to {2**63 - 1}, not {arguments.seed}")
+    if arguments.save and os.path.lexists(arguments.save) and not (arguments.force and os.path.isfile(arguments.save)):
+        what = "exists; choose another path, or overwrite it with --force"
+        if os.path.exists(arguments.save) and not os.path.isfile(arguments.save):
+            what = "exists and is no regular file; choose another path"
+        print(f"{arguments.save}: {what}", file=sys.stderr)
+        return 1
 
     torch.manual_seed(arguments.seed)
     net = ShuffleNetV2(arguments.net_size, arguments.num_classes)
@@ -39,7 +52,7 @@ def main() -> int:
     summary(net, tuple(x.shape), verbose=1)
 
     if arguments.save:
-        beside = f"{arguments.save}.partial"
+        beside = f"{arguments.save}.{secrets.token_hex(8)}.partial"
         try:
             torch.save(net.state_dict(), beside)
             os.replace(beside, arguments.save)

@@ -72,6 +72,7 @@ class ShuffleNetV2(nn.Module):
         config: other widths and block counts than those of ``configs[net_size]``.
         split_ratio: what share of the channels basic blocks pass on untouched.
         stem_channels: width of the stem.
+        stem_kernel: side of the stem's kernel; 1 in the copies for knowledge distillation (HobbitLong/RepDistiller).
 
     Raises:
         ValueError: ``net_size`` is none of the four and no ``config`` is given; in ``forward``, the images do
@@ -86,6 +87,7 @@ class ShuffleNetV2(nn.Module):
         config: Config | None = None,
         split_ratio: float = 0.5,
         stem_channels: int = 24,
+        stem_kernel: int = 3,
     ) -> None:
         super().__init__()
         if config is None:
@@ -93,7 +95,7 @@ class ShuffleNetV2(nn.Module):
         c1, c2, c3, last_channels = config["out_channels"]
         n1, n2, n3 = config["num_blocks"]
 
-        self.conv1 = nn.Conv2d(3, stem_channels, 3, stride=1, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(3, stem_channels, stem_kernel, stride=1, padding=stem_kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.layer1 = _layer(stem_channels, c1, n1, split_ratio)
         self.layer2 = _layer(c1, c2, n2, split_ratio)

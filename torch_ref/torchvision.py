@@ -33,15 +33,20 @@ def conv_bn_relu(
     )
 
 
+def _depthwise(channels: int, kernel_size: int, stride: int, *, bias: bool) -> nn.Conv2d:
+    padding = kernel_size // 2
+    return nn.Conv2d(channels, channels, kernel_size, stride=stride, padding=padding, groups=channels, bias=bias)
+
+
 def left_branch(
-    in_channels: int, out_channels: int, *, bias: bool = False, negative_slope: float = 0.0
+    in_channels: int, out_channels: int, *, kernel_size: int = 3, bias: bool = False, negative_slope: float = 0.0
 ) -> nn.Sequential:
-    """3x3 depthwise - 1x1: [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)].
+    """Depthwise - 1x1: [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)].
 
     Indices: 0 depthwise, 1 BN, 2 pointwise, 3 BN.
     """
     return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels, bias=bias),
+        _depthwise(in_channels, kernel_size, 2, bias=bias),
         nn.BatchNorm2d(in_channels),
         nn.Conv2d(in_channels, out_channels, 1, bias=bias),
         nn.BatchNorm2d(out_channels),
@@ -55,10 +60,11 @@ def right_branch(
     out_channels: int,
     *,
     stride: int,
+    kernel_size: int = 3,
     bias: bool = False,
     negative_slope: float = 0.0,
 ) -> nn.Sequential:
-    """1x1 - 3x3 depthwise - 1x1: [N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)].
+    """1x1 - depthwise - 1x1: [N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)].
 
     Indices: 0 pointwise, 1 BN, 3 depthwise, 4 BN, 5 pointwise, 6 BN.
     """
@@ -66,7 +72,7 @@ def right_branch(
         nn.Conv2d(in_channels, mid_channels, 1, bias=bias),
         nn.BatchNorm2d(mid_channels),
         activation(negative_slope),
-        nn.Conv2d(mid_channels, mid_channels, 3, stride=stride, padding=1, groups=mid_channels, bias=bias),
+        _depthwise(mid_channels, kernel_size, stride, bias=bias),
         nn.BatchNorm2d(mid_channels),
         nn.Conv2d(mid_channels, out_channels, 1, bias=bias),
         nn.BatchNorm2d(out_channels),

@@ -11,7 +11,7 @@ import torch
 from convert.contents import misfits, parametrised
 from convert.contents.other_content import explain, text_of
 from convert.contents.parametrised import Parametrised, under_plain_names
-from convert.contents.pruning import apply_masks
+from convert.contents.pruning import apply_masks, masked_names
 from convert.contents.tensors import check_values, is_count
 from convert.errors import ConvertError, listing, printable
 from convert.evidence.choices import STEMS, Activation, Shuffle, Stem, decide
@@ -176,21 +176,24 @@ def _mappings(
 def _candidates(content: Any) -> Iterator[_Candidate]:
     for where, mapping in _mappings(content):
         stored = {key: value for key, value in mapping.items() if isinstance(key, str) and torch.is_tensor(value)}
-        plain, stored_otherwise = under_plain_names(stored)
-        tensors, pruned = apply_masks(plain)
+        tensors, stored_otherwise = under_plain_names(stored)
+        plain = {**tensors, **{name: tensors[f"{name}_orig"] for name in masked_names(tensors)}}
         module = mapping if isinstance(mapping, WholeModule) else None
         for layout in LAYOUTS.values():
-            if layout.name in ("torchvision", "nanodet"):
-                continue  # they have chenyaofo's names; open_choices and _of_chenyaofos_names tell them apart
-            for name in tensors:
+            if layout.name in ("torchvision", "nanodet", "openpifpaf"):
+                continue  # they have chenyaofo's names; _of_chenyaofos_names and decide tell them apart
+            for name in plain:
                 if name == layout.fingerprint or name.endswith(f".{layout.fingerprint}"):
                     prefix = name.removesuffix(layout.fingerprint)
-                    own = _of_chenyaofos_names(tensors, prefix) if layout.name == "chenyaofo" else layout
-                    yield _Candidate(where, tensors, own, prefix, stored_otherwise, module, pruned)
+                    own = _of_chenyaofos_names(plain, prefix) if layout.name == "chenyaofo" else layout
+                    yield _Candidate(where, tensors, own, prefix, stored_otherwise, module)
 
 
 def _of_chenyaofos_names(tensors: Tensors, prefix: str) -> Layout:
-    """A net that ends after its last stage, or whose last convolution is part of it, is a detector's backbone."""
+    """A net that ends after its last stage, or whose last convolution is part of it, is a detector's backbone; one with
+    OpenPifPaf's name for the stem is a pose net's."""
+    if f"{prefix}{LAYOUTS['openpifpaf'].stem[0]}.weight" in tensors:
+        return LAYOUTS["openpifpaf"]
     has_last = any(name.startswith(f"{prefix}conv5.") for name in tensors)
     return LAYOUTS["chenyaofo" if has_last else "nanodet"]
 
@@ -204,6 +207,13 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
         if not chosen:
             places = listing([candidate.place for candidate in candidates])
             raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is one at: {places}")
+        if len(chosen) > 1:
+            raise ConvertError(
+                f"holds {len(chosen)} nets at {key}, which --key cannot tell apart; save the state_dict() of the one "
+                "you want alone"
+            )
+        if use_ema and not chosen[0].is_average:
+            raise ConvertError(f"--use_ema: by its name, what is at --key {key} is not averaged; leave one of them out")
     else:
         chosen = [candidate for candidate in candidates if candidate.is_average == use_ema]
         if not chosen:
@@ -213,7 +223,8 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
     if len(chosen) > 1:
         places = listing([candidate.place for candidate in chosen], shown=8)
         raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
-    return chosen[0]
+    tensors, pruned = apply_masks(chosen[0].tensors)
+    return dataclasses.replace(chosen[0], tensors=tensors, pruned=pruned)
 
 
 def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool) -> dict[str, torch.Tensor]:
@@ -342,7 +353,7 @@ def _stems_of_layers(module: WholeModule, candidate: _Candidate, stem: Stem | No
     found = tuple(name for name, (s, pool) in STEMS.items() if s == stride and (pool or not has_max_pool))
     if not found:
         raise ConvertError(f"its first convolution has stride {stride}, which no layout with these names has")
-    if stem not in (None, *found):
+    if stem is not None and stem not in found:
         pool = " and a max-pool follows" if has_max_pool and STEMS[stem][0] == stride else ""
         raise ConvertError(f"--stem {stem}: the module's own first convolution has stride {stride}{pool}; leave it out")
     return found

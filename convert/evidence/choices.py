@@ -196,7 +196,7 @@ def _decide_stem(
     if given is not None:
         return given, reason
     if says is None:
-        return choice, reason
+        return "cifar" if choice == "cifar" else "imagenet", reason
     if says:
         return "imagenet", f"{reason}; they tell the max-pool, not the stride: --stem pooled for stride 1"
     if first.architecture.num_classes:

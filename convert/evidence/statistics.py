@@ -80,9 +80,11 @@ def weigh(first: Hypothesis, second: Hypothesis, tensors: Mapping[str, torch.Ten
     deviation = np.sqrt(np.maximum(var, 0) + first.architecture.bn_epsilon)
     images = torch.from_numpy(natural_images(_IMAGES, _SIDE).transpose(0, 3, 1, 2))
     predicted = [_predicted_mean(hypothesis, tensors, where, images) / deviation for hypothesis in (first, second)]
+    if not np.isfinite(predicted).all():
+        return None
     stored = mean / deviation
     line, from_first = predicted[1] - predicted[0], stored - predicted[0]
-    if not np.isfinite(line).all() or not line.any() or not stored.any():
+    if not line.any() or not stored.any():
         return None
     place = float(line @ from_first / (line @ line))
     rest = from_first - place * line

@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import importlib.util
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ class TaskOptions:
 
     family: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: seed, or INIT's)")] = None
     """Whose ShuffleNetV2 a new net is: seed, kuangliu, chenyaofo and weiaicunzai for small images; torchvision, megvii,
-    ericsun99, mmpretrain, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
+    ericsun99, mmpretrain, super_gradients, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
 
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
     """Fine-tuning: a net.safetensors to start from, or the name of a net that comes with the package. Its classifier is
@@ -218,9 +219,13 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
             raise OptionError(f"--test_share is for a folder of images; {self.dataset} has test images of its own")
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise OptionError(f"--test_share must be above 0 and below 1, not {self.test_share}")
-        out = str(self.out_dir.resolve())
-        if glob.escape(out) != out:  # Orbax takes them for a pattern, and finds nothing of what it wrote
-            raise OptionError(f"--out {out} has [, * or ? in it, and no checkpoint could be read there: choose another")
+        # Orbax takes [, * and ? for a pattern, and finds nothing of what it wrote; TensorStore writes no such bytes.
+        out = os.fsencode(self.out_dir.resolve()).decode("utf-8", "backslashreplace")
+        if glob.escape(out) != str(self.out_dir.resolve()):
+            raise OptionError(
+                f"--out {out} has [, * or ? in it, or bytes that are not UTF-8, and checkpoints cannot lie there: choose "
+                "another"
+            )
         if self.test_share is not None and self.out_dir.resolve().is_relative_to(Path(self.dataset).resolve()):
             raise OptionError(
                 f"--out {self.out_dir} lies in --dataset {self.dataset}, of which --test_share takes each folder for a "
