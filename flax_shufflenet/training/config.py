@@ -30,7 +30,7 @@ class TaskOptions:
 
     family: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: seed, or INIT's)")] = None
     """Whose ShuffleNetV2 a new net is: seed, kuangliu, chenyaofo and weiaicunzai for small images; torchvision, megvii,
-    ericsun99, mmpretrain, super_gradients, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
+    ericsun99, mmpretrain, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
 
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
     """Fine-tuning: a net.safetensors to start from, or the name of a net that comes with the package. Its classifier is

@@ -124,9 +124,11 @@ def test_results_in_a_folder_whose_folders_are_classes_are_refused(tmp_path, mon
     assert Config(dataset=".").out_dir.parent.name == "runs"  # beside train and test
 
 
-@pytest.mark.parametrize("name", ["[lr=0.1]", "*", "what?"])
-def test_a_folder_in_which_no_checkpoint_could_be_read_is_refused(tmp_path, monkeypatch, name):
-    said = rf"^--out {tmp_path}/{re.escape(name)}/out has \[, \* or \? in it, and no checkpoint could be read there: "
+@pytest.mark.parametrize(
+    ("name", "shown"), [("[lr=0.1]", "[lr=0.1]"), ("*", "*"), ("what?", "what?"), ("\udcff\u00e4", "\\xff\u00e4")]
+)
+def test_a_folder_in_which_checkpoints_cannot_lie_is_refused(tmp_path, monkeypatch, name, shown):
+    said = rf"^--out {re.escape(f'{tmp_path}/{shown}/out')} has \[, \* or \? in it, or bytes that are not UTF-8, and "
     with pytest.raises(OptionError, match=said):
         Config(out=tmp_path / name / "out")
     (tmp_path / name).mkdir()
