@@ -30,7 +30,7 @@ class TaskOptions:
 
     family: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: seed, or INIT's)")] = None
     """Whose ShuffleNetV2 a new net is: seed, kuangliu, chenyaofo and weiaicunzai for small images; torchvision, megvii,
-    ericsun99, mmpretrain, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
+    ericsun99, mmpretrain, super_gradients, birder, pytorchcv and pytorchcv_b for those of ImageNet's size."""
 
     init: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
     """Fine-tuning: a net.safetensors to start from, or the name of a net that comes with the package. Its classifier is
@@ -223,8 +223,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
         out = os.fsencode(self.out_dir.resolve()).decode("utf-8", "backslashreplace")
         if glob.escape(out) != str(self.out_dir.resolve()):
             raise OptionError(
-                f"--out {out} has [, * or ? in it, or bytes that are not UTF-8, and checkpoints cannot lie there: choose "
-                "another"
+                f"--out {out} has [, * or ? in it, or bytes that are not UTF-8, and checkpoints cannot lie there: "
+                "choose another"
             )
         if self.test_share is not None and self.out_dir.resolve().is_relative_to(Path(self.dataset).resolve()):
             raise OptionError(
