@@ -10,6 +10,7 @@ import parity_tools as tools
 import pytest
 import torch
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 import flax_shufflenet as fs
 import torch_ref
@@ -206,6 +207,11 @@ def add_another_epsilon(block: fs.BasicBlock) -> None:
     block.branch[2].bn.epsilon = 0.5
 
 
+def add_numpys_epsilon(block: fs.BasicBlock) -> None:
+    for unit in block.branch:
+        unit.bn.epsilon = np.float64(0.5)
+
+
 def add_a_layer(block: fs.BasicBlock) -> None:
     block.branch.append(ConvBN(6, 6, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(1)))
 
@@ -216,6 +222,7 @@ def add_a_layer(block: fs.BasicBlock) -> None:
         ("basic-12", rectify_depthwise),
         ("basic-12", leave_a_relu_out),
         ("basic-12", add_another_epsilon),
+        ("basic-12", add_numpys_epsilon),
         ("basic-12", add_a_layer),
         ("down-3-to-10", rectify_depthwise),
         ("down-3-to-10", rectify_one_branch),
@@ -248,6 +255,28 @@ def test_blocks_refuse_one_value_per_channel_in_train_mode(block: str, size: int
     ours, _ = make()
     with pytest.raises(ValueError, match="more than one value per channel"):
         ours(jnp.zeros((1, size, size, channels)))
+
+
+@pytest.mark.parametrize("block", ["basic-12", "down-3-to-10"])
+def test_gradients_and_statistics_where_jax_knows_what_varies_among_devices(block: str) -> None:
+    channels, make = BLOCKS[block]
+    ours, _ = make()
+    x = jnp.asarray(tools.random_images(*SHAPES[1], channels))
+
+    def step(block: nnx.Module) -> Callable:
+        structure, parameters, statistics = functional.split(block)
+
+        def loss(parameters, x):
+            y, new_statistics = structure.apply(parameters, statistics, x)
+            return jnp.sin(y).sum(), new_statistics
+
+        return lambda x: jax.grad(loss, has_aux=True)(parameters, x)
+
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("batch",))
+    divided = step(nnx.view(ours, axis_name="batch"))
+    found = jax.jit(jax.shard_map(divided, mesh=mesh, in_specs=P("batch"), out_specs=P()))(x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(jax.jit(step(ours))(x)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e4])

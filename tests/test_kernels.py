@@ -193,7 +193,7 @@ def test_batch_norm_is_the_plain_one(shape: tuple[int, ...], relu: bool) -> None
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_gradients_include_those_through_its_statistics(relu: bool) -> None:
-    norm = jax.jit(lambda *inputs: batch_norm(*inputs, 1e-5, relu))
+    norm = jax.jit(lambda *inputs: batch_norm(*inputs, epsilon=1e-5, relu=relu))
     check_grads(norm, batch_norm_inputs((2, 3, 4, 5)), order=1, modes=["rev"])
 
 
@@ -202,12 +202,13 @@ def test_batch_norm_of_a_divided_batch_is_that_of_the_whole(relu: bool) -> None:
     x, scale, bias = batch_norm_inputs((12, 5, 7, 3))
     random = np.random.default_rng(1)
     cotangents = tuple(jnp.asarray(random.standard_normal(shape)) for shape in (x.shape, 3, 3))
-    whole = value_and_gradients(lambda *given: batch_norm(*given, 1e-5, relu), cotangents, x, scale, bias)
+    whole = value_and_gradients(lambda *given: batch_norm(*given, epsilon=1e-5, relu=relu), cotangents, x, scale, bias)
 
     def on_one_device(x: Array, dy: Array) -> list[Array]:
         _, dmean, dvar = cotangents  # which all devices have a share in
         given = (dy, dmean / 4, dvar / 4), x, scale, bias
-        return value_and_gradients(lambda *inputs: batch_norm(*inputs, 1e-5, relu, "batch"), *given)
+        norm = partial(batch_norm, epsilon=1e-5, relu=relu, axis_name="batch")
+        return value_and_gradients(norm, *given)
 
     x, dy = (each.reshape(4, 3, 5, 7, 3) for each in (x, cotangents[0]))
     y, mean, var, dx, dscale, dbias = jax.vmap(on_one_device, axis_name="batch")(x, dy)

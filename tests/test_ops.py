@@ -221,6 +221,20 @@ def test_it_runs_where_each_device_computes_for_itself_and_not_where_xla_divides
     assert ["flax_shufflenet.depthwise" in program.as_text() for program in programs] == [True, False]
 
 
+def test_jax_knows_what_varies_among_devices() -> None:
+    """It refuses what would be another on each device, and adds up the gradient of what is one on all."""
+    x, kernel = random(2, 5, 5, 4), random(3, 3, 1, 4)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("batch",))
+    specs = {"mesh": mesh, "in_specs": (P("batch"), P())}
+    gradient = jax.jit(jax.shard_map(jax.grad(lambda x, k: forward(x, k).sum(), 1), out_specs=P(), **specs))
+    program = gradient.trace(x, kernel).lower().as_text()
+    assert "flax_shufflenet.depthwise_kernel_gradient" in program
+    assert "all_reduce" in program
+    check([gradient(x, kernel)], [jax.grad(lambda k: forward(x, k).sum())(kernel)])
+    with pytest.raises(ValueError, match="out_specs which require replication"):
+        jax.shard_map(forward, out_specs=P(), **specs)(x, kernel)
+
+
 def test_it_runs_without_jit() -> None:
     x, kernel = random(2, 5, 5, 4), random(3, 3, 1, 4)
     with jax.disable_jit():

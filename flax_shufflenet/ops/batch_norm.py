@@ -9,14 +9,13 @@ from jax.core import ShapedArray
 from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
-from flax_shufflenet.ops.divided import average
+from flax_shufflenet.ops.divided import average, vary_alike
 from flax_shufflenet.ops.rounding import accumulator, inverse_std
 
 Images = Float[Array, "n h w c"]
 Channels = Float[Array, " c"]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
     x: Images, scale: Channels, bias: Channels, epsilon: float, relu: bool, axis_name: str | None = None
 ) -> tuple[Images, Channels, Channels]:
@@ -31,6 +30,11 @@ def batch_norm(
     differentiate. A device's gradients of ``scale`` and ``bias`` are its own share: they are yet to be added up, as all
     parameters' are.
     """
+    return _batch_norm(*vary_alike((x, scale, bias)), epsilon, relu, axis_name)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _batch_norm(x, scale, bias, epsilon, relu, axis_name):
     return _forward(x, scale, bias, epsilon, relu, axis_name)[0]
 
 
@@ -58,7 +62,7 @@ def _backward(epsilon, relu, axis_name, residuals, cotangents):
     return dx, inverse * product, total
 
 
-batch_norm.defvjp(_forward, _backward)
+_batch_norm.defvjp(_forward, _backward)
 
 
 def synchronise(

@@ -6,6 +6,7 @@ import jax
 from jax import Array
 
 from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.divided import vary_alike
 from flax_shufflenet.ops.units import (
     FeatureMap,
     Gradient,
@@ -41,12 +42,16 @@ def _backward_units(axis_name):
 # --- stride 1
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def basic_block(
-    x: FeatureMap, units: tuple[Unit, Unit, Unit], epsilon: float, axis_name: str | None = None
+    x: FeatureMap, units: tuple[Unit, ...], epsilon: float, axis_name: str | None = None
 ) -> tuple[FeatureMap, tuple[Moments, ...]]:
     """A block of stride 1 with two halves and a shuffle in two groups after it: pointwise with ReLU, depthwise,
     pointwise with ReLU on the second half of the channels. ``axis_name`` is that of ``divided``."""
+    return _basic_block(*vary_alike((x, units)), epsilon, axis_name)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _basic_block(x, units, epsilon, axis_name):
     return _basic_forward(x, units, epsilon, axis_name)[0]
 
 
@@ -72,17 +77,16 @@ def _basic_backward(epsilon, axis_name, residuals, cotangents):
     return dx, (done, dtwo, dthree)
 
 
-basic_block.defvjp(_basic_forward, _basic_backward)
+_basic_block.defvjp(_basic_forward, _basic_backward)
 
 
 # --- stride 2
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def down_block(
     x: FeatureMap,
-    left: tuple[Unit, Unit],
-    right: tuple[Unit, Unit, Unit],
+    left: tuple[Unit, ...],
+    right: tuple[Unit, ...],
     relu: bool,
     epsilon: float,
     axis_name: str | None = None,
@@ -90,6 +94,11 @@ def down_block(
     """A block whose two branches, of as many channels each, both read the whole map, with a shuffle in two groups after
     it: depthwise and pointwise on the left; pointwise, depthwise and pointwise on the right, the depthwise ones of
     stride 2. ``relu`` says whether ReLUs follow the pointwise ones. ``axis_name`` is that of ``divided``."""
+    return _down_block(*vary_alike((x, left, right)), relu, epsilon, axis_name)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _down_block(x, left, right, relu, epsilon, axis_name):
     return _down_forward(x, left, right, relu, epsilon, axis_name)[0]
 
 
@@ -122,4 +131,4 @@ def _down_backward(relu, epsilon, axis_name, residuals, cotangents):
     return dx, (dleft_one, dleft_two), (done, dtwo, dthree)
 
 
-down_block.defvjp(_down_forward, _down_backward)
+_down_block.defvjp(_down_forward, _down_backward)

@@ -18,6 +18,7 @@ from jax.core import ShapedArray
 from jaxtyping import Array, Float
 
 from flax_shufflenet.ops import native as engine
+from flax_shufflenet.ops.divided import vary_alike
 from flax_shufflenet.ops.rounding import accumulator
 
 Images = Float[Array, "n h w c"]
@@ -39,7 +40,7 @@ def conv2d(x: Images, kernel: Kernel, *, stride: int = 1, groups: int = 1) -> Fl
         ValueError: ``x`` has other dimensions or channels.
     """
     check_shape(x, kernel.shape[2] * groups)
-    return _conv2d(x, kernel, stride, groups)
+    return _conv2d(*vary_alike((x, kernel)), stride, groups)
 
 
 def check_shape(x: Array, channels: int) -> None:

@@ -19,6 +19,7 @@ from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flax_shufflenet.ops.rounding import accumulator
 
@@ -166,7 +167,13 @@ def _reference(name: str, options: tuple) -> Callable[..., Sequence[Array]]:
 
 @_call.def_abstract_eval
 def _outcomes_of(*arrays, name, options):
-    return _outcomes[name](*arrays, **dict(options))
+    outcomes = _outcomes[name](*arrays, **dict(options))
+    most = max(arrays, key=lambda array: len(array.mat.varying))
+    if not most.mat.varying:
+        return outcomes
+    # Within ``jax.shard_map`` with its check_vma: what is computed from what differs between devices does so too.
+    where = {"sharding": NamedSharding(most.sharding.mesh, PartitionSpec()), "manual_axis_type": most.mat}
+    return [ShapedArray(outcome.shape, outcome.dtype, **where) for outcome in outcomes]
 
 
 @_call.def_impl
@@ -204,8 +211,8 @@ def _is_on_one_device(axis_context) -> bool:
 def _attribute(value):
     if isinstance(value, tuple):
         return np.array(value, np.int64)
-    kinds = {bool: np.bool_, int: np.int64, float: np.float64}
-    return kinds[type(value)](value)
+    kinds = {"b": np.bool_, "i": np.int64, "f": np.float64}
+    return kinds[np.asarray(value).dtype.kind](value)
 
 
 mlir.register_lowering(_call, _lower_reference)
