@@ -565,8 +565,11 @@ def test_nets_that_options_cannot_choose() -> None:
         find_net({"model": one, "model_ema": other}, key="model", use_ema=True)
     assert "found at: model_ema" in find_net({"model": one, "model_ema": other}, key="model_ema", use_ema=True).notes
     same = {"a": {f"b.{name}": tensor for name, tensor in one.items()}, "a.b": other}
-    with pytest.raises(convert.ConvertError, match=r"holds 2 nets at a\.b, which --key cannot tell apart; save the"):
-        find_net(same, key="a.b")
+    for key in (None, "a.b"):
+        with pytest.raises(
+            convert.ConvertError, match=r"holds 2 nets at a\.b, which --key cannot tell apart; save the"
+        ):
+            find_net(same, key=key)
 
 
 def test_masks_that_are_none_beside_the_net() -> None:

@@ -207,11 +207,6 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
         if not chosen:
             places = listing([candidate.place for candidate in candidates])
             raise ConvertError(f"no ShuffleNetV2 at --key {key}; there is one at: {places}")
-        if len(chosen) > 1:
-            raise ConvertError(
-                f"holds {len(chosen)} nets at {key}, which --key cannot tell apart; save the state_dict() of the one "
-                "you want alone"
-            )
         if use_ema and not chosen[0].is_average:
             raise ConvertError(f"--use_ema: by its name, what is at --key {key} is not averaged; leave one of them out")
     else:
@@ -221,8 +216,13 @@ def _choose(candidates: list[_Candidate], content: Any, use_ema: bool, key: str 
                 raise ConvertError("--use_ema: there are no averaged weights in this file; leave it out")
             chosen = candidates  # a file of averaged weights alone
     if len(chosen) > 1:
-        places = listing([candidate.place for candidate in chosen], shown=8)
-        raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {places}")
+        places = [candidate.place for candidate in chosen]
+        if len({*places}) == 1:
+            raise ConvertError(
+                f"holds {len(chosen)} nets at {listing(places[:1])}, which --key cannot tell apart; save the "
+                "state_dict() of the one you want alone"
+            )
+        raise ConvertError(f"holds {len(chosen)} nets; choose one with --key: {listing(places, shown=8)}")
     tensors, pruned = apply_masks(chosen[0].tensors)
     return dataclasses.replace(chosen[0], tensors=tensors, pruned=pruned)
 
