@@ -241,15 +241,24 @@ def _write_all(files: Mapping[Path, bytes]) -> None:
     """Raises:
     ConvertError: one cannot be written, and none is left.
     """
-    written: list[Path] = []
+    before = {path: _version(path) for path in files}
     try:
         for path, data in files.items():
             _write(path, data)
-            written.append(path)
-    except BaseException:  # Ctrl-C too
-        for path in written:
-            path.unlink(missing_ok=True)
+    except BaseException:  # Ctrl-C too, also when the last file has just got its name
+        for path in files:
+            if _version(path) != before[path]:
+                path.unlink(missing_ok=True)
         raise
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Another for each file that is written to a path; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _write(path: Path, data: bytes) -> None:

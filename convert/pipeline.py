@@ -131,6 +131,8 @@ def _tensors_in(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
             continue
         seen.add(id(container))
         for key, value in container.items() if isinstance(container, Mapping) else enumerate(container):
+            if torch.nn.parameter.is_lazy(value):
+                raise ConvertError(f"{text_of(key)} has no values yet; run its module once on images")
             if torch.is_tensor(value) and has_plain_bytes(value):
                 yield text_of(key), value
             else:

@@ -375,6 +375,7 @@ def test_what_the_python_interface_does_not_take(tmp_path: Path) -> None:
     for call, reason in (
         (lambda: load(3), "load_torch takes a file, a state_dict or a torch.nn.Module, not a int"),
         (lambda: load(tmp_path / "net.safetensors"), "a Flax net; flax_shufflenet.load opens it"),
+        (lambda: load({"a": torch.nn.UninitializedParameter()}), "a has no values yet; run its module once on images"),
         (lambda: load(tensors, stem="foo"), "stem must be one of cifar, imagenet, "),
         (lambda: load(tensors, activation="foo"), "activation must be one of relu, leaky_relu, not foo"),
         (lambda: load(tensors, shuffle="foo"), "shuffle must be one of after, reverse, not foo"),
@@ -444,21 +445,21 @@ def test_files_are_written_all_or_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(random_state_dict("seed", small_architecture("seed")), tmp_path / "net.pt")
-    outcome = run_convert(capsys, tmp_path / "net.pt", "--plot", tmp_path / "plot.png", "--report", "/proc/x.md")
+    outcome = run_convert(capsys, tmp_path / "net.pt", "--report", "/proc/x.md")
     assert outcome.code == 1
     assert outcome.err.startswith("convert: /proc/x.md: cannot be written (")
     written = []
 
     def interrupted(path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+        written.append(path.name)
         if path.suffix == ".safetensors":
             raise KeyboardInterrupt
-        written.append(path)
-        path.write_bytes(data)
 
     monkeypatch.setattr(job, "write_whole", interrupted)
     outcome = run_convert(capsys, tmp_path / "net.pt", "--report", tmp_path / "report.md")
     assert (outcome.code, outcome.err) == (130, "convert: interrupted; nothing was written\n")
-    assert written == [tmp_path / "report.md"]
+    assert written == ["report.md", "net.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 
