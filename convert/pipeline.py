@@ -122,7 +122,11 @@ def _in_memory(name: str, content: Any) -> Source:
 
 
 def _tensors_in(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of all dictionaries and lists in each other, each once."""
+    """Those of all dictionaries and lists in each other, each once.
+
+    Raises:
+        ConvertError: a lazy module's parameter, of which not even the shape is known.
+    """
     seen: set[int] = set()
     pending = [content]
     while pending:
