@@ -18,6 +18,7 @@ from convert.contents.select import Net, find_net
 from convert.contents.tensors import has_plain_bytes
 from convert.errors import ConvertError, printable
 from convert.evidence.choices import Activation, Shuffle, Stem
+from convert.evidence.graph import note_on_graph, weigh_graph
 from convert.evidence.images import settle_input
 from convert.files.inert_archives import read_zip
 from convert.files.read import Source, read
@@ -188,6 +189,7 @@ def convert_source(
                 "with net.float()"
             )
         input_notes, expected_input = settle_input(net.layout, net.architecture, net.tensors)
+        graph_notes = note_on_graph(weigh_graph(net.layout, net.architecture, net.tensors))
         metadata = {**describe_origin(net), **expected_input}
         _check_round_trip(net, arrays, metadata)
         if target is not None:
@@ -204,7 +206,7 @@ def convert_source(
         architecture=net.architecture,
         tensors=len(net.tensors),
         parameters=count_parameters(arrays),
-        notes=(*net.notes, *input_notes, *_dtype_notes(net)),
+        notes=(*net.notes, *graph_notes, *input_notes, *_dtype_notes(net)),
         proof=proof,
     )
     return Conversion(net, arrays, {**metadata, **report.metadata(), "layout": net.layout.name}, report)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
+import convert
+import flax_shufflenet as fs
 from convert.contents.select import find_net
 from convert.evidence.choices import ACTIVATION, STEMS, Stem
+from convert.evidence.graph import Fit, note_on_graph, weigh_graph
 from convert.evidence.images import InputEvidence, settle_input, weigh_input
 from convert.evidence.statistics import AFTER_A_SHUFFLE, Evidence, natural_images, weigh
 from convert.layouts import LAYOUTS
+from torch_ref.seed import ShuffleBlock, SplitBlock
 
 
 def gathered(layout: str, num_classes: int = 10, **changes: Any) -> dict[str, torch.Tensor]:
@@ -22,8 +27,11 @@ def gathered(layout: str, num_classes: int = 10, **changes: Any) -> dict[str, to
     architecture = dataclasses.replace(small_architecture(layout, num_classes), pool_size=0, **changes)
     net = LAYOUTS[layout].build_reference(architecture)
     net.load_state_dict(random_state_dict(layout, architecture))
+    return run_on_noise(net, 224 if layout == "pytorchcv_b" else 64)
+
+
+def run_on_noise(net: torch.nn.Module, side: int) -> dict[str, torch.Tensor]:
     net.train()
-    side = 224 if layout == "pytorchcv_b" else 64
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _ in range(40):  # of the random statistics 0.9**40, one part in 70, is left
@@ -291,3 +299,74 @@ def test_a_fresh_stem_tells_nothing_of_the_images() -> None:
         [],
         {},
     )
+
+
+# --- does the graph fit
+
+OTHER_GRAPHS: list[dict[str, Any]] = [{"shuffle": "reverse"}, {"down_relu": False}]
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "weiaicunzai", "nanodet", "fastestdet", "openpifpaf"])
+def test_statistics_fit_the_graph_that_gathered_them_and_no_other(layout: str) -> None:
+    architecture = small_architecture(layout, 10)
+    tensors = gathered(layout)
+    fit = weigh_graph(LAYOUTS[layout], architecture, tensors)
+    assert fit is not None
+    assert fit.is_good
+    assert fit.tenth > 0.99
+    assert fit.convolutions == 4 + 2 + bool(architecture.last_width)  # basic blocks, down blocks behind the first
+    for changes in OTHER_GRAPHS:
+        other = weigh_graph(LAYOUTS[layout], dataclasses.replace(architecture, **changes), tensors)
+        assert other is not None
+        assert not other.is_good
+
+
+def test_another_activation_shuffle_or_half_is_said_not_to_fit() -> None:
+    """Of nets under torchvision's names, which its graph would take without a word."""
+
+    class OtherHalf(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x.chunk(2, 1)[::-1]
+
+    def changed(kind: type, replacement: type) -> dict[str, torch.Tensor]:
+        net = LAYOUTS["chenyaofo"].build_reference(small_architecture("chenyaofo", 10))
+        net.load_state_dict(random_state_dict("chenyaofo", small_architecture("chenyaofo", 10)))
+        for name in [name for name, module in net.named_modules() if isinstance(module, kind)]:
+            net.set_submodule(name, replacement())
+        return run_on_noise(net, 64)
+
+    unchanged = changed(torch.nn.ReLU, torch.nn.ReLU)
+    assert "graph: its running statistics fit: the means of 7 1x1" in note_on_graph(fit_of(unchanged))[0]
+    for kind, replacement in (
+        (torch.nn.ReLU, torch.nn.Hardswish),
+        (torch.nn.ReLU, torch.nn.SiLU),
+        (ShuffleBlock, torch.nn.Identity),
+        (SplitBlock, OtherHalf),
+    ):
+        (note,) = note_on_graph(fit_of(changed(kind, replacement)))
+        assert "do NOT fit" in note
+
+
+def fit_of(tensors: dict[str, torch.Tensor]) -> Fit | None:
+    return weigh_graph(LAYOUTS["chenyaofo"], small_architecture("chenyaofo", 10), tensors)
+
+
+def test_the_nets_of_others_fit() -> None:
+    net = find_net(convert.to_torch(fs.pretrained("shufflenet_0.5_cifar10")))
+    fit = weigh_graph(net.layout, net.architecture, net.tensors)
+    assert fit is not None
+    assert fit.is_good
+
+
+def test_a_fresh_net_has_no_graph_to_tell() -> None:
+    fresh = LAYOUTS["chenyaofo"].build_reference(small_architecture("chenyaofo", 10)).state_dict()
+    assert note_on_graph(fit_of(fresh)) == []
+    infinite = {name: tensor * math.inf for name, tensor in fresh.items()}
+    assert note_on_graph(fit_of(infinite)) == []
+
+
+def test_a_conversion_says_how_its_statistics_fit(tmp_path, capsys) -> None:
+    torch.save(gathered("chenyaofo"), tmp_path / "net.pt")
+    outcome = run_convert(capsys, tmp_path / "net.pt")
+    assert outcome.code == 0
+    assert "graph     its running statistics fit: the means of 7 1x1 convolutions are explained to " in outcome.out

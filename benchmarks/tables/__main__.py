@@ -28,6 +28,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
     "seeds": runs.seeds,
     "time_to_accuracy": runs.time_to_accuracy,
     "evidence": evidence.graphs,
+    "graph_fit": evidence.fits,
     "evidence_inputs": evidence.inputs,
     "accelerator_train": accelerator.train,
     "accelerator_forward": accelerator.forward,

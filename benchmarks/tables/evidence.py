@@ -25,6 +25,16 @@ def inputs(path: Path) -> list[str]:
     return [*markdown.table(["net", "truth", "found", "says"], rows), "", _versions(found)]
 
 
+def fits(path: Path) -> list[str]:
+    """How well each net fits the graph that its names say."""
+    found = json.loads(path.read_text())
+    rows = (
+        [row["net"], row["graph"], f"{row['median']:.3f}", f"{row['tenth']:.3f}", "fits" if row["fits"] else "does not"]
+        for row in found["rows"]
+    )
+    return [*markdown.table(["net", "graph", "median", "lowest tenth", "says"], rows), "", _versions(found)]
+
+
 def _values(means: list[float], deviation: float) -> str:
     return f"means {', '.join(f'{mean:.2g}' for mean in means)}, deviation {deviation:.2g}"
 
