@@ -82,19 +82,23 @@ def _refuse_replacing(config: Config) -> None:
         run = read_run(out_dir)
     except RunError:
         run = None
-    same = run is not None and has_same_options(config, run.options)
+    done = len(run.epochs) if run is not None and has_same_options(config, run.options) else None
     saved = out_dir / CHECKPOINTS
     resumable = os.path.isdir(saved) and any(name.isdecimal() for name in os.listdir(saved))
     reported = os.path.exists(out_dir / REPORT_FILE)
     if os.path.exists(net_file):
-        if not (same and resumable and not reported):  # goes on from the end, and makes the report
-            _refuse_finished(config, net_file)
-        return
+        accuracy, epochs = _finished(net_file)
+        if done == config.epochs and resumable and not reported:  # goes on from the end, and makes the report
+            return
+        raise TrainingError(
+            f"the run in {out_dir} is finished, with a test accuracy of {accuracy:.2%} after epoch {epochs}: for "
+            "another run, such as one of more --epochs, choose another --out, or replace this one with --force"
+        )
     found = [name for name in (BEST_FILE, METRICS_FILE, REPORT_FILE) if os.path.exists(out_dir / name)]
     if run is not None and not run.epochs:
         found.remove(METRICS_FILE)
     # The same run, killed before its first checkpoint was whole, makes its first epoch's results again.
-    killed_early = same and run is not None and len(run.epochs) <= 1 and not reported
+    killed_early = done in (0, 1) and not reported
     if found and not resumable and not killed_early:
         raise TrainingError(
             f"{out_dir} has results of a run, but no checkpoint to go on from ({', '.join(found)}): choose another "
@@ -102,18 +106,19 @@ def _refuse_replacing(config: Config) -> None:
         )
 
 
-def _refuse_finished(config: Config, net_file: Path) -> None:
+def _finished(net_file: Path) -> tuple[float, str]:
+    """The test accuracy of the net that a finished run has saved, and after how many epochs that was.
+
+    Raises:
+        TrainingError: it is no such net.
+    """
     try:
         metadata = read_metadata(net_file)
-        accuracy, epochs = float(metadata["test_accuracy"]), metadata["epochs"]
+        return float(metadata["test_accuracy"]), metadata["epochs"]
     except (OSError, ValueError, KeyError):
         raise TrainingError(
             f"{net_file} exists, and is no net of a finished run: choose another --out, or replace it with --force"
         ) from None
-    raise TrainingError(
-        f"the run in {config.out_dir} is finished, with a test accuracy of {accuracy:.2%} after epoch {epochs}: for "
-        "another run, such as one of more --epochs, choose another --out, or replace this one with --force"
-    )
 
 
 def _train(config: Config, console: Console) -> Evaluation:

@@ -223,11 +223,11 @@ def test_force_starts_anew_and_leaves_foreign_files_alone(stopped_run, undisturb
     assert results(stopped_run)[1:] == results(undisturbed)[1:]
 
 
-def test_a_net_that_no_run_left_is_not_replaced(tmp_path):
-    (tmp_path / "net.safetensors").write_bytes(b"mine")
+def test_a_net_that_no_run_left_is_not_replaced(stopped_run):
+    (stopped_run / "net.safetensors").write_bytes(b"mine")
     with pytest.raises(TrainingError, match=r"net.safetensors exists, and is no net of a finished run: choose another"):
-        train(tmp_path)
-    assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
+        train(stopped_run)
+    assert (stopped_run / "net.safetensors").read_bytes() == b"mine"
 
 
 def test_resume_insists_on_a_run_to_go_on_with(tmp_path):
