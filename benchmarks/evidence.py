@@ -76,7 +76,7 @@ def hypotheses(question: Question, size: float, classes: int) -> list[Hypothesis
 def train(
     net: Net, dataset: Dataset, change: Callable[[torch.nn.Module], object] = lambda module: None
 ) -> dict[str, torch.Tensor]:
-    """The state_dict after SGD with a cosine from 0.05 to 0, on random batches; ``change`` is made to the net before."""
+    """The state_dict after SGD with a cosine from 0.05 to 0, on random batches; ``change`` is made to the net first."""
     torch.manual_seed(net.seed)
     classes = len(dataset.class_names)
     hypothesis = hypotheses(net.question, net.size, classes)[net.truth]

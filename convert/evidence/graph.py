@@ -65,9 +65,9 @@ def note_on_graph(fit: Fit | None) -> list[str]:
     if fit.is_good:
         return [f"graph: its running statistics fit: {found}"]
     return [
-        f"graph: its running statistics do NOT fit: {found}; if it is a trained net, it was trained with another "
-        "activation, shuffle or split than nets of this layout have, and computes something else than what is proven "
-        "here: compare its scores with the original's"
+        f"graph: its running statistics do NOT fit: {found}; a trained net was then trained with another activation, "
+        "shuffle or split than nets of this layout have, and computes something else than what is proven here, or its "
+        "weights were averaged and its statistics not measured anew: compare its scores with the original's"
     ]
 
 

@@ -170,8 +170,12 @@ def verify(
             for net in (_FlaxNet(architecture, arrays, dtype, device) for dtype in (jnp.float32, jnp.float64))
             for place, batch in enumerate(batches)
         ]
-        torch_64 = [_run_torch(reference, names, batch) for batch in batches]
-        torch_32 = [_run_torch(reference.float(), names, batch.astype(np.float32)) for batch in batches]
+        kept = [names, *[{}] * (len(batches) - 1)]  # of whose layers the maps are compared
+        torch_64 = [_run_torch(reference, own, batch) for own, batch in zip(kept, batches, strict=True)]
+        reference.float()
+        torch_32 = [
+            _run_torch(reference, own, batch.astype(np.float32)) for own, batch in zip(kept, batches, strict=True)
+        ]
         jax_all = [run.result() for run in in_jax]
     for run in (*torch_32, *torch_64):
         if not np.isfinite(run.output).all():
