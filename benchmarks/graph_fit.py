@@ -2,10 +2,11 @@
 
 Trains nets in PyTorch for a few hundred steps, as ``benchmarks.evidence`` does, some of them changed in a way that no
 tensor shows: another activation, shuffle or split. Each is then taken for the layout that its names say. Files of
-others are weighed as they are. Prints a table, and writes it with ``--json``.
+others are weighed as they are, and taken for what they are not. Prints a table, and writes it with ``--json``.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,7 +55,15 @@ def measure(files: list[Path], data_dir: Path | None, steps: int) -> Iterator[di
     """A row for each net: its name, its graph, and how well it fits what it is taken for."""
     for file in files:
         net = find_net(read(file).content)
-        yield _row(file.name, "as it is", weigh_graph(net.layout, net.architecture, net.tensors))
+        down_relu = not net.architecture.down_relu
+        taken_as: dict[str, dict[str, Any]] = {
+            "as it is": {},
+            "taken for one that shuffles the other way": {"shuffle": "reverse"},
+            f"taken for one with{'' if down_relu else 'out'} ReLUs in its down blocks": {"down_relu": down_relu},
+        }
+        for graph, changes in taken_as.items():
+            taken_for = dataclasses.replace(net.architecture, **changes)
+            yield _row(file.name, graph, weigh_graph(net.layout, taken_for, net.tensors))
     datasets = {"digits": data.load("digits", Path())}
     if data_dir is not None:
         datasets["cifar10"] = data.load("cifar10", data_dir)

@@ -118,7 +118,7 @@ def jit(
     """
     if mesh is None:
         return jax.jit(function, **options)
-    # What check_vma checks, JAX cannot know of the CPU engine's operations; tests compare the devices' results.
+    # Under check_vma JAX adds up the devices' gradients by itself, each on its own; here they are exchanged together.
     mapped = jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     return jax.jit(mapped, out_shardings=NamedSharding(mesh, REPLICATED), **options)
 
