@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
-import convert
 import flax_shufflenet as fs
+from convert.across import family_of
 from convert.contents.select import find_net
 from convert.evidence.choices import ACTIVATION, STEMS, Stem
 from convert.evidence.graph import Fit, note_on_graph, weigh_graph
 from convert.evidence.images import InputEvidence, settle_input, weigh_input
 from convert.evidence.statistics import AFTER_A_SHUFFLE, Evidence, natural_images, weigh
 from convert.layouts import LAYOUTS
+from convert.mapping import to_tensors
+from flax_shufflenet.weights import flat_arrays
 from torch_ref.seed import ShuffleBlock, SplitBlock
 
 
@@ -81,9 +83,14 @@ def test_the_statistics_tell_the_max_pool_and_the_stride_is_said_to_be_assumed(
     assert "as given by --stem; its running statistics agree" in note_on("stem", given.notes)
 
 
-@pytest.mark.parametrize(("layout", "classes"), [("torchvision", 10), ("nanodet", 0)])
-def test_a_strided_stem_goes_to_flax_and_back(layout: str, classes: int, tmp_path, capsys) -> None:
-    tensors = gathered(layout, classes, stem_stride=2, stem_pool=False)
+def test_a_pose_nets_strided_stem_under_nanodets_names_is_seen() -> None:
+    net = find_net(gathered("nanodet", 0, stem_stride=2, stem_pool=False))
+    assert note_on("stem", net.notes).startswith("stem: strided (stride 2, no max-pool), as its running statistics say")
+    assert family_of(net.architecture) == "nanodet"
+
+
+def test_a_strided_stem_goes_to_flax_and_back(tmp_path, capsys) -> None:
+    tensors = gathered("torchvision", 10, stem_stride=2, stem_pool=False)
     torch.save(tensors, tmp_path / "net.pt")
     outcome = run_convert(capsys, tmp_path / "net.pt", "--stem", "strided")
     assert outcome.code == 0
@@ -108,6 +115,7 @@ def test_the_report_of_a_conversion_says_what_the_statistics_say(tmp_path, capsy
     assert outcome.code == 0
     (line,) = (line for line in outcome.out.splitlines() if line.startswith("stem "))
     assert "imagenet (stride 2 and a max-pool), as its running statistics say: its means lie at " in line
+    assert "graph     its running statistics fit: the means of 7 1x1 convolutions are explained to " in outcome.out
 
 
 @pytest.mark.parametrize(("slope", "activation"), [(0.0, "ReLU"), (0.1, "LeakyReLU of slope 0.1")])
@@ -351,9 +359,10 @@ def fit_of(tensors: dict[str, torch.Tensor]) -> Fit | None:
     return weigh_graph(LAYOUTS["chenyaofo"], small_architecture("chenyaofo", 10), tensors)
 
 
-def test_the_nets_of_others_fit() -> None:
-    net = find_net(convert.to_torch(fs.pretrained("shufflenet_0.5_cifar10")))
-    fit = weigh_graph(net.layout, net.architecture, net.tensors)
+def test_a_net_that_was_trained_fits() -> None:
+    model = fs.pretrained("shufflenet_0.5_cifar10")
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+    fit = weigh_graph(LAYOUTS["seed"], model.architecture, to_tensors(LAYOUTS["seed"], model.architecture, arrays))
     assert fit is not None
     assert fit.is_good
 
@@ -363,10 +372,3 @@ def test_a_fresh_net_has_no_graph_to_tell() -> None:
     assert note_on_graph(fit_of(fresh)) == []
     infinite = {name: tensor * math.inf for name, tensor in fresh.items()}
     assert note_on_graph(fit_of(infinite)) == []
-
-
-def test_a_conversion_says_how_its_statistics_fit(tmp_path, capsys) -> None:
-    torch.save(gathered("chenyaofo"), tmp_path / "net.pt")
-    outcome = run_convert(capsys, tmp_path / "net.pt")
-    assert outcome.code == 0
-    assert "graph     its running statistics fit: the means of 7 1x1 convolutions are explained to " in outcome.out
