@@ -152,7 +152,7 @@ def decide(
     if question is ACTIVATION:  # NanoDet's nets have torchvision's names, and so may have either stem
         stems: tuple[Stem, Stem] = ("cifar", "imagenet")
         pair = tuple(Hypothesis(layout, dataclasses.replace(architecture, **_stem_fields(one))) for one in stems)
-        own_stem = Assumption("imagenet", "NanoDet's have it", "imagenet")
+        own_stem = Assumption("imagenet", "as NanoDet's own nets have it", "imagenet")
         chosen, reason = _decide_stem(pair, tensors, stem, module_stems, own_stem)
         architecture = dataclasses.replace(architecture, **_stem_fields(chosen))
         notes.append(f"stem: {_DESCRIBED[chosen]}, {reason}")
