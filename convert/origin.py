@@ -9,6 +9,7 @@ import torch
 
 from convert.across import Rewritten
 from convert.contents.select import Net
+from convert.contents.tensors import is_count
 from convert.errors import ConvertError
 from convert.mapping import torch_names
 
@@ -31,8 +32,10 @@ def describe_origin(net: Net) -> dict[str, str]:
     half = {flax_name: dtype for flax_name, dtype in half.items() if dtype in _HALF}
     if half:
         metadata["half_precision"] = json.dumps(half)
-    if net.counts_absent:
-        metadata["num_batches_tracked"] = "absent"
+    counts = [flax_name for flax_name, name in names.items() if name in net.counts_absent]
+    if counts:
+        every = len(counts) == sum(is_count(name) for name in names)
+        metadata["num_batches_tracked"] = "absent" if every else json.dumps({"absent": counts})
     return metadata
 
 
@@ -61,8 +64,8 @@ def restore_origin(
         half |= {name: dtype for name in names if name not in arrays}
 
     restored, notes = dict(tensors), []
-    if metadata.get("num_batches_tracked") == "absent":
-        restored = {name: tensor for name, tensor in restored.items() if not name.endswith(".num_batches_tracked")}
+    for flax_name in _read_absent_counts(metadata, arrays):
+        restored.pop(names[flax_name])
     for flax_name, dtype in half.items():
         if (name := names.get(flax_name)) is None:
             continue
@@ -79,6 +82,21 @@ def restore_origin(
         notes = [f"dtype: float32, since {name}, which this layout changes, does not fit into {precision}"]
         return Restored({name: tensors[name] for name in restored}, tuple(notes))
     return Restored(restored, ())
+
+
+def _read_absent_counts(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The Flax names of the counts that the net's first file had not."""
+    counts = [name for name in arrays if is_count(name)]
+    note = metadata.get("num_batches_tracked")
+    if note is None or note == "absent":
+        return counts if note else []
+    try:
+        absent = json.loads(note)["absent"]
+        if {*absent} <= {*counts}:
+            return absent
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ConvertError("its note on num_batches_tracked cannot be read; it is damaged or altered")
 
 
 def _read_half_precision(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> dict[str, torch.dtype]:

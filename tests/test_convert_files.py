@@ -19,9 +19,13 @@ from checkpoint_tools import (
     torchscript,
 )
 
+from convert.across import Rewritten
 from convert.contents.select import find_net
+from convert.errors import ConvertError
 from convert.files.read import read
 from convert.layouts import LAYOUTS
+from convert.mapping import to_arrays
+from convert.origin import describe_origin, restore_origin
 from flax_shufflenet.architecture import family_fields
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -141,11 +145,34 @@ def test_batch_counts_made_floating_point_with_the_rest(tmp_path: Path) -> None:
     assert any("num_batches_tracked is stored as floating-point" in note for note in net.notes)
 
 
+def test_frozen_layers_without_batch_counts_come_back_without(tmp_path: Path) -> None:
+    """As detectors that freeze the stem and the first stage save them."""
+    tensors = small_state_dict("kuangliu")
+    frozen = [name for name in tensors if name.startswith(("bn1.", "layer1.")) and name.endswith("num_batches_tracked")]
+    for name in frozen:
+        del tensors[name]
+    (tmp_path / "net.pt").write_bytes(saved(tensors))
+    net = take(tmp_path / "net.pt")
+    assert net.counts_absent == {*frozen}
+    assert any(f"for {len(frozen)} of 29 batch normalisations" in note for note in net.notes)
+    arrays, note = to_arrays(net.layout, net.architecture, net.tensors), describe_origin(net)
+    back = restore_origin(Rewritten(net.layout, net.architecture, arrays, ()), net.tensors, arrays, note)
+    assert_same(back.tensors, tensors)
+    for damaged in ("gone", '{"absent": 3}', '{"absent": ["stem.bn.mean"]}'):
+        with pytest.raises(ConvertError, match="its note on num_batches_tracked cannot be read"):
+            restore_origin(
+                Rewritten(net.layout, net.architecture, arrays, ()),
+                net.tensors,
+                arrays,
+                {"num_batches_tracked": damaged},
+            )
+
+
 def test_files_without_batch_counts(tmp_path: Path) -> None:
     tensors = {n: t for n, t in small_state_dict("kuangliu").items() if not n.endswith("num_batches_tracked")}
     (tmp_path / "net.pt").write_bytes(saved(tensors))
     net = take(tmp_path / "net.pt")
-    assert net.counts_absent
+    assert len(net.counts_absent) == (len(net.tensors) - len(tensors)) > 0
     assert_same({name: tensor for name, tensor in net.tensors.items() if name in tensors}, tensors)
     assert all(int(tensor) == 0 for name, tensor in net.tensors.items() if name not in tensors)
 

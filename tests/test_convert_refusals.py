@@ -208,9 +208,6 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved(without(small_state_dict("nanodet", last_width=40), "stage4.conv5.1.weight")),
         "stage4.conv5.1.weight is missing",
     ),
-    "one count missing": (
-        lambda: saved(without(small_state_dict("seed"), "bn1.num_batches_tracked")), "num_batches_tracked is missing"
-    ),
     "extra": (
         lambda: saved(seed_with(bn9__weight=torch.ones(3), **{f"a{i}": torch.ones(1) for i in range(5)})),
         "bn9.weight belongs to no part of the net; a0 belongs to no part of the net; a1 belongs to no part of the net "

@@ -40,8 +40,8 @@ class Net:
     tensors: dict[str, torch.Tensor]
     notes: tuple[str, ...]
     """What the file leaves open or had beside the net, for the report."""
-    counts_absent: bool
-    """The file has no num_batches_tracked; zeros stand for them."""
+    counts_absent: frozenset[str]
+    """Names of the num_batches_tracked that the file has not; zeros stand for them."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +240,11 @@ def _own_tensors(candidate: _Candidate, siblings: list[_Candidate], alone: bool)
     return {name: tensor for name, tensor in candidate.tensors.items() if is_mine(name)}
 
 
-def _take(candidate: _Candidate, own: Tensors, backbone: bool) -> tuple[dict[str, torch.Tensor], list[str], bool]:
-    """The net's tensors under the layout's own names; notes on the head and on what was left; counts absent?"""
+def _take(
+    candidate: _Candidate, own: Tensors, backbone: bool
+) -> tuple[dict[str, torch.Tensor], list[str], frozenset[str]]:
+    """The net's tensors under the layout's own names; notes on the head and on what was left; the counts that are
+    absent."""
     layout = candidate.layout
     headless, trunk = _headless(candidate, own)
     names = set(torch_names(layout, headless).values())
@@ -291,13 +294,18 @@ def _drop_bystanders(rest: dict[str, torch.Tensor]) -> list[str]:
     return [f"left out: {listing(dropped)}"] if dropped else []
 
 
-def _fill_counts(found: dict[str, torch.Tensor], names: set[str]) -> tuple[bool, list[str]]:
-    """Adds zeros where no batches were counted, as old PyTorch versions did not; whether it did, and a note."""
-    counts = [name for name in names if name.endswith(".num_batches_tracked")]
-    if any(name in found for name in counts):
-        return False, []
-    found.update({name: torch.tensor(0) for name in counts})
-    return True, ["the file has no num_batches_tracked; zeros stand for them"]
+def _fill_counts(found: dict[str, torch.Tensor], names: set[str]) -> tuple[frozenset[str], list[str]]:
+    """Adds zeros where no batches were counted, as old PyTorch versions and frozen layers do not; where that was, and a
+    note."""
+    counts = {name for name in names if is_count(name)}
+    absent = frozenset(counts - found.keys())
+    found.update({name: torch.tensor(0) for name in absent})
+    if not absent:
+        return absent, []
+    which = (
+        f" for {len(absent)} of {len(counts)} batch normalisations, as if they were frozen" if absent < counts else ""
+    )
+    return absent, [f"the file has no num_batches_tracked{which}; zeros stand for them"]
 
 
 def _take_head(
