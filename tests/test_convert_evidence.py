@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from convert_tools import random_state_dict, run_convert, small_architecture
 
 import flax_shufflenet as fs
+from benchmarks.graph_fit import CHANGES
 from convert.across import family_of
 from convert.contents.select import find_net
 from convert.evidence.choices import ACTIVATION, STEMS, Stem
@@ -21,7 +22,6 @@ from convert.evidence.statistics import AFTER_A_SHUFFLE, Evidence, natural_image
 from convert.layouts import LAYOUTS
 from convert.mapping import to_tensors
 from flax_shufflenet.weights import flat_arrays
-from torch_ref.seed import ShuffleBlock, SplitBlock
 
 
 def gathered(layout: str, num_classes: int = 10, **changes: Any) -> dict[str, torch.Tensor]:
@@ -332,26 +332,16 @@ def test_statistics_fit_the_graph_that_gathered_them_and_no_other(layout: str) -
 def test_another_activation_shuffle_or_half_is_said_not_to_fit() -> None:
     """Of nets under torchvision's names, which its graph would take without a word."""
 
-    class OtherHalf(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return x.chunk(2, 1)[::-1]
-
-    def changed(kind: type, replacement: type) -> dict[str, torch.Tensor]:
+    def changed(graph: str) -> dict[str, torch.Tensor]:
         net = LAYOUTS["chenyaofo"].build_reference(small_architecture("chenyaofo", 10))
         net.load_state_dict(random_state_dict("chenyaofo", small_architecture("chenyaofo", 10)))
-        for name in [name for name, module in net.named_modules() if isinstance(module, kind)]:
-            net.set_submodule(name, replacement())
+        CHANGES[graph](net)
         return run_on_noise(net, 64)
 
-    unchanged = changed(torch.nn.ReLU, torch.nn.ReLU)
+    unchanged = changed("as it is")
     assert "graph: its running statistics fit: the means of 7 1x1" in note_on_graph(fit_of(unchanged))[0]
-    for kind, replacement in (
-        (torch.nn.ReLU, torch.nn.Hardswish),
-        (torch.nn.ReLU, torch.nn.SiLU),
-        (ShuffleBlock, torch.nn.Identity),
-        (SplitBlock, OtherHalf),
-    ):
-        (note,) = note_on_graph(fit_of(changed(kind, replacement)))
+    for graph in ("Hardswish for ReLU", "SiLU for ReLU", "no shuffle", "the other half passes"):
+        (note,) = note_on_graph(fit_of(changed(graph)))
         assert "do NOT fit" in note
 
 

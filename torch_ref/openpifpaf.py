@@ -8,41 +8,12 @@ batch normalisations add to the variance to 1e-4 in all its nets, which no tenso
 import torch
 from torch import nn
 
-from torch_ref.seed import Config, ShuffleBlock, SplitBlock, config_of
-from torch_ref.torchvision import configs, conv_bn_relu, left_branch, right_branch
+from torch_ref.seed import Config, config_of
+from torch_ref.torchvision import configs, conv_bn_relu, stage
 
-__all__ = ["BasicBlock", "DownBlock", "ShuffleNetV2", "configs"]
+__all__ = ["ShuffleNetV2", "configs"]
 
 EPSILON = 1e-4
-
-
-class BasicBlock(nn.Module):
-    """Stride 1: the first part passes, the rest goes through the branch. [N, C, H, W] -> [N, C, H, W]."""
-
-    def __init__(self, in_channels: int, kernel_size: int, split_ratio: float = 0.5) -> None:
-        super().__init__()
-        self.split = SplitBlock(split_ratio)
-        width = in_channels - int(in_channels * split_ratio)
-        self.branch2 = right_branch(width, width, width, stride=1, kernel_size=kernel_size)
-        self.shuffle = ShuffleBlock()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x1, x2 = self.split(x)
-        return self.shuffle(torch.cat([x1, self.branch2(x2)], 1))
-
-
-class DownBlock(nn.Module):
-    """Stride 2: both branches see all channels. [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)]."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__()
-        half = out_channels // 2
-        self.branch1 = left_branch(in_channels, half, kernel_size=kernel_size)
-        self.branch2 = right_branch(in_channels, half, half, stride=2, kernel_size=kernel_size)
-        self.shuffle = ShuffleBlock()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.shuffle(torch.cat([self.branch1(x), self.branch2(x)], 1))
 
 
 class ShuffleNetV2(nn.Module):
@@ -78,16 +49,12 @@ class ShuffleNetV2(nn.Module):
         if config is None:
             config = config_of(net_size, configs)
         c1, c2, c3, last_channels = config["out_channels"]
-
-        def stage(in_channels: int, out_channels: int, num_blocks: int) -> nn.Sequential:
-            blocks = [BasicBlock(out_channels, basic_kernel, split_ratio) for _ in range(num_blocks)]
-            return nn.Sequential(DownBlock(in_channels, out_channels, down_kernel), *blocks)
-
         n1, n2, n3 = config["num_blocks"]
+        kernels = {"down_kernel": down_kernel, "basic_kernel": basic_kernel}
         self.input_block = nn.Sequential(conv_bn_relu(3, stem_channels, 3, stride=2))
-        self.stage2 = stage(stem_channels, c1, n1)
-        self.stage3 = stage(c1, c2, n2)
-        self.stage4 = stage(c2, c3, n3)
+        self.stage2 = stage(stem_channels, c1, n1, split_ratio, **kernels)
+        self.stage3 = stage(c1, c2, n2, split_ratio, **kernels)
+        self.stage4 = stage(c2, c3, n3, split_ratio, **kernels)
         self.conv5 = conv_bn_relu(c3, last_channels, 1)
         self.fc = None if num_classes is None else nn.Linear(last_channels, num_classes)
         for module in self.modules():

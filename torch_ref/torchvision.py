@@ -83,11 +83,15 @@ def right_branch(
 class BasicBlock(nn.Module):
     """Stride 1: the first part passes, the rest goes through the branch. [N, C, H, W] -> [N, C, H, W]."""
 
-    def __init__(self, in_channels: int, split_ratio: float = 0.5, negative_slope: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, split_ratio: float = 0.5, negative_slope: float = 0.0, kernel_size: int = 3
+    ) -> None:
         super().__init__()
         self.split = SplitBlock(split_ratio)
         width = in_channels - int(in_channels * split_ratio)
-        self.branch2 = right_branch(width, width, width, stride=1, negative_slope=negative_slope)
+        self.branch2 = right_branch(
+            width, width, width, stride=1, kernel_size=kernel_size, negative_slope=negative_slope
+        )
         self.shuffle = ShuffleBlock()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,11 +102,13 @@ class BasicBlock(nn.Module):
 class DownBlock(nn.Module):
     """Stride 2: both branches see all channels. [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)]."""
 
-    def __init__(self, in_channels: int, out_channels: int, negative_slope: float = 0.0) -> None:
+    def __init__(self, in_channels: int, out_channels: int, negative_slope: float = 0.0, kernel_size: int = 3) -> None:
         super().__init__()
         mid_channels = out_channels // 2
-        self.branch1 = left_branch(in_channels, mid_channels, negative_slope=negative_slope)
-        self.branch2 = right_branch(in_channels, mid_channels, mid_channels, stride=2, negative_slope=negative_slope)
+        self.branch1 = left_branch(in_channels, mid_channels, kernel_size=kernel_size, negative_slope=negative_slope)
+        self.branch2 = right_branch(
+            in_channels, mid_channels, mid_channels, stride=2, kernel_size=kernel_size, negative_slope=negative_slope
+        )
         self.shuffle = ShuffleBlock()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,11 +116,18 @@ class DownBlock(nn.Module):
 
 
 def stage(
-    in_channels: int, out_channels: int, num_blocks: int, split_ratio: float, negative_slope: float = 0.0
+    in_channels: int,
+    out_channels: int,
+    num_blocks: int,
+    split_ratio: float,
+    negative_slope: float = 0.0,
+    *,
+    down_kernel: int = 3,
+    basic_kernel: int = 3,
 ) -> nn.Sequential:
     """A down block and its basic blocks: [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)]."""
-    blocks = [BasicBlock(out_channels, split_ratio, negative_slope) for _ in range(num_blocks)]
-    return nn.Sequential(DownBlock(in_channels, out_channels, negative_slope), *blocks)
+    blocks = [BasicBlock(out_channels, split_ratio, negative_slope, basic_kernel) for _ in range(num_blocks)]
+    return nn.Sequential(DownBlock(in_channels, out_channels, negative_slope, down_kernel), *blocks)
 
 
 class ShuffleNetV2(nn.Module):

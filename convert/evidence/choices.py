@@ -59,6 +59,14 @@ class Question(NamedTuple):
         }
 
 
+_DESCRIBED: dict[Stem, str] = {
+    "cifar": "cifar (stride 1)",
+    "imagenet": "imagenet (stride 2 and a max-pool)",
+    "strided": "strided (stride 2, no max-pool)",
+    "pooled": "pooled (stride 1 and a max-pool)",
+}
+
+
 def _stem_fields(stem: Stem) -> dict[str, Any]:
     stride, pool = STEMS[stem]
     return {"stem_stride": stride, "stem_pool": pool}
@@ -67,7 +75,7 @@ def _stem_fields(stem: Stem) -> dict[str, Any]:
 STEM = Question(
     "stem",
     "stem",
-    {"cifar": "cifar (stride 1)", "imagenet": "imagenet (stride 2 and a max-pool)"},
+    {"cifar": _DESCRIBED["cifar"], "imagenet": _DESCRIBED["imagenet"]},
     {
         "cifar": ("chenyaofo", _stem_fields("cifar")),
         "imagenet": ("torchvision", _stem_fields("imagenet")),
@@ -96,13 +104,6 @@ SHUFFLE = Question(
 )
 QUESTIONS = {"chenyaofo": STEM, "nanodet": ACTIVATION, "pytorchcv_b": SHUFFLE}
 """By the layout that the names tell."""
-
-_DESCRIBED: dict[Stem, str] = {
-    "cifar": "cifar (stride 1)",
-    "imagenet": "imagenet (stride 2 and a max-pool)",
-    "strided": "strided (stride 2, no max-pool)",
-    "pooled": "pooled (stride 1 and a max-pool)",
-}
 
 
 def decide(
