@@ -147,8 +147,20 @@ def save(model: ShuffleNetV2, path: str | os.PathLike[str], metadata: Mapping[st
     """Writes a net's weights, statistics and architecture to one safetensors file, whole or not at all.
 
     ``metadata`` is kept in the file beside the architecture; ``read_metadata`` gives it back.
+
+    Raises:
+        ValueError: ``load`` could not read the file. The net is not what ``model.architecture`` describes, such as
+            after its classifier was replaced, or its weights are neither all float32 nor all float64.
     """
     arrays = {name: np.asarray(array) for name, array in flat_arrays(model).items()}
+    try:
+        check_arrays(model.architecture, arrays)
+    except ValueError as error:
+        raise ValueError(f"{path} is not written, model.architecture describes another net: {error}") from None
+    dtypes = {array.dtype.name for array in arrays.values() if jnp.issubdtype(array.dtype, jnp.floating)}
+    if dtypes not in ({"float32"}, {"float64"}):
+        named = " and ".join(sorted(dtypes))
+        raise ValueError(f"{path} is not written, the net's weights are {named}, not all float32 or all float64")
     write_whole(Path(path), to_bytes(model.architecture, arrays, metadata or {}))
 
 

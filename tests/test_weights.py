@@ -1,5 +1,6 @@
 """Saving and loading: every bit comes back, half-written files never exist, and damage is named."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def test_metadata_is_kept_beside_the_architecture(saved: Path) -> None:
     metadata = fs.read_metadata(saved)
     assert metadata["dataset"] == "none"
     assert json.loads(metadata["architecture"])["stage_widths"] == [8, 16]
+
+
+def test_what_could_not_be_loaded_is_not_saved(model: fs.ShuffleNetV2, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    half = nnx.clone(model)
+    nnx.update(half, jax.tree.map(lambda value: value.astype(jnp.bfloat16), nnx.state(half, nnx.Param)))
+    with pytest.raises(ValueError, match=r"net.safetensors is not written, .* weights are bfloat16 and float32,"):
+        fs.save(half, path)
+    setattr(model, "classifier", nnx.Linear(24, 5, rngs=nnx.Rngs(0)))  # noqa: B010, another class
+    with pytest.raises(ValueError, match=r"another net: classifier.bias has shape \[5\], not \[10\]"):
+        fs.save(model, path)
+    assert not path.exists()
+    model.architecture = dataclasses.replace(model.architecture, num_classes=5)
+    fs.save(model, path)
+    assert fs.load(path)(jnp.ones((1, 16, 16, 3))).shape == (1, 5)
 
 
 def test_dtype_is_chosen_when_loading(saved: Path) -> None:
