@@ -85,13 +85,14 @@ def _images(net: torch.nn.Module) -> torch.Tensor:
 @functools.cache
 def all_formats(layout: str) -> dict[str, bytes]:
     net = small_net(layout)
+    traced = net if layout == "seed" else _without_its_function(net)
     tensors = small_state_dict(layout)
     return {
         "zip": saved(tensors),
         "legacy": legacy(tensors),
         "safetensors": in_safetensors(tensors),
-        "torchscript": torchscript(net),
-        "pt2": exported(net if layout == "seed" else _without_its_function(net)),
+        "torchscript": torchscript(traced),
+        "pt2": exported(traced),
     }
 
 

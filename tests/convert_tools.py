@@ -8,8 +8,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from convert import pipeline
 from convert.__main__ import main
 from convert.layouts import LAYOUTS
+from convert.proof.verify import Proof
 from flax_shufflenet import Architecture
 from flax_shufflenet.architecture import family_fields
 from torch_ref.randomise import randomise
@@ -29,6 +31,12 @@ def run_convert(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> O
             code = int(exit.code or 0)
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err)
+
+
+def prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what else a conversion does: compiling the nets takes most of its time."""
+    proof = Proof("cpu", 2.0, ("1x32x32x3",), 0.0, 1e-7, 1e-7, 1, 1, ())
+    monkeypatch.setattr(pipeline, "verify", lambda *_: proof)
 
 
 def small_architecture(layout: str, num_classes: int = 10, **fields: Any) -> Architecture:

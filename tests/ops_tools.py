@@ -1,6 +1,6 @@
 """Arrays for the CPU engine's operations, and the builds for each instruction set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
 import jax
@@ -54,9 +54,7 @@ def _target(instructions: str, name: str) -> str:
     return target
 
 
-def run_build(
-    instructions: str, name: str, arrays: Sequence[jax.Array | np.ndarray], options: dict
-) -> Sequence[jax.Array]:
+def run_build(instructions: str, name: str, *arrays: jax.Array | np.ndarray, **options) -> Sequence[jax.Array]:
     """What one build's handler computes, in the shapes and dtypes that the operation announces: the reference's."""
     outcomes = native._outcomes[name](*map(jax.typeof, arrays), **options)
     expected = jax.eval_shape(partial(native._references[name], **options), *arrays)
@@ -73,3 +71,19 @@ def check(found: Iterable[jax.Array], expected: Iterable[jax.Array], tolerance: 
     for a, b in zip(found, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(np.abs(b).max()))
+
+
+Operation = Callable[..., Sequence[jax.Array]]
+
+
+def check_operation(engine: Operation, reference: Operation, *arrays: jax.Array, **options) -> Sequence[jax.Array]:
+    """What the reference gives, which the engine's results are checked against. Both are one program: otherwise JAX
+    would compile one for each of the reference's own operations and shapes."""
+
+    @jax.jit
+    def both(*arrays: jax.Array) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+        return engine(*arrays, **options), reference(*arrays, **options)
+
+    found, expected = both(*arrays)
+    check(found, expected)
+    return expected

@@ -1,7 +1,7 @@
 """The same net in PyTorch and in JAX, with random weights and random statistics, and how far apart they are."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -118,28 +118,37 @@ class Pair(NamedTuple):
         return Results(np.asarray(eval_output), np.asarray(train_output), named_gradients, statistics)
 
     def run_torch(
-        self, dtype: str, tensors: Mapping[str, torch.Tensor], images: np.ndarray, labels: np.ndarray
+        self,
+        dtype: str,
+        tensors: Mapping[str, torch.Tensor],
+        images: np.ndarray,
+        labels: np.ndarray,
+        kinds: Collection[str] = Results._fields,
     ) -> Results:
         """Eval output first, then one pass in train mode with the gradients of the mean cross-entropy. bfloat16 is
-        PyTorch's autocast."""
+        PyTorch's autocast. Without an eval output or gradients among the ``kinds``, these are left empty."""
         half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
         parameters = torch.float32 if dtype == "bfloat16" else getattr(torch, dtype)
         net = self.torch_net.to(parameters)
         net.load_state_dict(dict(tensors))
         x = to_nchw(images, parameters)
-        net.eval()
-        with torch.no_grad(), half:
-            eval_output = net(x).to(parameters)
+        eval_output = torch.empty(0)
+        if "eval_output" in kinds:
+            net.eval()
+            with torch.no_grad(), half:
+                eval_output = net(x).to(parameters)
         net.train()
-        net.zero_grad()
-        with half:
+        with half, torch.set_grad_enabled("gradients" in kinds):
             train_output = net(x).to(parameters)
-        F.cross_entropy(train_output, torch.from_numpy(labels)).backward()
-        values = dict(net.named_buffers())
-        for name, parameter in net.named_parameters():
-            assert parameter.grad is not None, name
-            values[name] = parameter.grad
+        values = net.state_dict()
+        if "gradients" in kinds:
+            net.zero_grad()
+            F.cross_entropy(train_output, torch.from_numpy(labels)).backward()
+            for name, parameter in net.named_parameters():
+                assert parameter.grad is not None, name
+                values[name] = parameter.grad
         statistics, gradients = split_statistics(self.arrays(values))
+        gradients = gradients if "gradients" in kinds else {}
         return Results(eval_output.numpy(), train_output.detach().numpy(), gradients, statistics)
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_tools import small_net, take
-from convert_tools import assert_same_tensors, random_state_dict, run_convert
+from convert_tools import assert_same_tensors, prove_nothing, random_state_dict, run_convert
 from flax import nnx
 
 import convert
 import flax_shufflenet as fs
 import torch_ref.__main__
-from convert import job, mapping, pipeline
+from convert import job, mapping
 from convert.across import family_of, rewrite
 from convert.contents.select import find_net
 from convert.layouts import LAYOUTS
@@ -33,8 +33,9 @@ from convert.options import LayoutName
 from convert.origin import Restored, restore_origin
 from convert.pipeline import as_source
 from convert.proof.report import Report
-from convert.proof.verify import Proof, _FlaxNet, _Traced, proving_devices, verify
-from flax_shufflenet.weights import flat_arrays, from_arrays
+from convert.proof.verify import _FlaxNet, _Traced, proving_devices, verify
+from flax_shufflenet.weights import flat_arrays, from_arrays, shapes
+from tests.random_net import random_net
 
 # As many classes as no default has, and for all tests the same, so that nets of one layout share their programs.
 small_architecture = partial(convert_tools.small_architecture, num_classes=7)
@@ -81,9 +82,7 @@ def test_an_unusual_head_comes_back_as_it_was(
     if tensors.pop(bias, None) is None:
         tensors[bias] = torch.randn(7)
     torch.save(tensors, tmp_path / "net.pt")
-    # Compiling the nets takes most of the time.
-    proof = Proof("cpu", 2.0, ("1x32x32x3",), 0.0, 1e-7, 1e-7, 1, 1, ())
-    monkeypatch.setattr(pipeline, "verify", lambda *_: proof)
+    prove_nothing(monkeypatch)
     outcome = run_convert(capsys, tmp_path / "net.pt", *GIVEN.get(layout, []))
     assert outcome.code == 0, outcome.err
     outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pt")
@@ -110,13 +109,12 @@ def test_half_precision_comes_back_as_it_was(tmp_path: Path, capsys: pytest.Capt
 
 def half_precision_arrays(architecture: fs.Architecture) -> dict[str, np.ndarray]:
     """A net's arrays as they come from a file in float16."""
-    arrays = flat_arrays(fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0)))
     random = np.random.default_rng(0)
     return {
-        name: random.uniform(0.5, 2, array.shape).astype(np.float16).astype(np.float32)
-        if array.dtype == np.float32
-        else np.asarray(array)
-        for name, array in arrays.items()
+        name: np.array(0, np.int32)
+        if name.endswith(".num_batches_tracked")
+        else random.uniform(0.5, 2, shape).astype(np.float16).astype(np.float32)
+        for name, shape in shapes(architecture).items()
     }
 
 
@@ -233,8 +231,8 @@ def test_numbers_that_no_torch_ref_has(option: str, value: str, said: str, capsy
 
 
 def test_a_trained_flax_net_goes_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = fs.ShuffleNetV2(small_architecture("seed"), rngs=nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    model = random_net(small_architecture("seed"))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((4, 32, 32, 3)), jnp.float32)
     nnx.jit(lambda model, images: model(images))(model, images)
     model.eval()
     fs.save(model, tmp_path / "net.safetensors")
@@ -303,18 +301,15 @@ def test_a_layout_that_cannot_hold_a_net_says_why(
 
 
 def test_convolution_biases_fold_into_a_layout_without_them() -> None:
-    architecture = small_architecture("chenyaofo", conv_bias=True)
-    model = fs.ShuffleNetV2(architecture, rngs=nnx.Rngs(0))
+    architecture = small_architecture("chenyaofo", conv_bias=True, stage_blocks=(1, 0, 0))  # each kind of block
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(random_net(architecture)).items()}
     random = np.random.default_rng(0)
-    for _, module in nnx.iter_modules(model):
-        for name in ("mean", "bias"):
-            if getattr(module, name, None) is not None:
-                variable = getattr(module, name)
-                variable.set_value(jnp.asarray(random.standard_normal(variable.get_value().shape), jnp.float32))
-    tensors = convert.to_torch(model, "chenyaofo")
+    for name, array in arrays.items():
+        if name.endswith((".mean", ".bias")):
+            arrays[name] = random.standard_normal(array.shape).astype(np.float32)
+    tensors = convert.to_torch(from_arrays(architecture, arrays), "chenyaofo")
     assert not any(name.startswith("conv1.0.bias") for name in tensors)
-    assert model.stem.conv.bias is not None
-    expected = model.stem.bn.mean[...] - model.stem.conv.bias[...]
+    expected = arrays["stem.bn.mean"] - arrays["stem.conv.bias"]
     np.testing.assert_array_equal(tensors["conv1.1.running_mean"], expected)
 
 
@@ -338,8 +333,10 @@ def test_the_python_interface_does_the_same(tmp_path: Path) -> None:
     assert_same_tensors(convert.to_torch(model, "kuangliu"), tensors)
     torch.save(tensors, tmp_path / "net.pt")
     from_file, _ = convert.load_torch(tmp_path / "net.pt")
-    for name, array in flat_arrays(model).items():
-        np.testing.assert_array_equal(flat_arrays(from_file)[name], array)
+    from_memory, found = flat_arrays(model), flat_arrays(from_file)
+    assert found.keys() == from_memory.keys()
+    for name, array in from_memory.items():
+        np.testing.assert_array_equal(found[name], array)
     with pytest.raises(convert.ConvertError, match="the layout must be one of seed, kuangliu"):
         convert.to_torch(model, "resnet")
     assert torch.equal(torch.get_rng_state(), random_state)

@@ -19,6 +19,7 @@ from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.proof.verify import FLOAT64_BAR, relative_difference
 from flax_shufflenet.weights import cast_floats, from_arrays
+from tests.random_net import random_net
 from torch_ref import fastestdet, nanodet, yolov5lite
 
 DETECTORS = ("nanodet", "fastestdet", "yolov5lite")
@@ -40,8 +41,8 @@ def detector(layout: str, **fields: Any) -> dict[str, torch.Tensor]:
 def test_a_detectors_backbone_is_taken_out_where_that_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    layout = "yolov5lite"
-    torch.save(detector(layout), tmp_path / "net.pth")
+    layout, blocks = "yolov5lite", (1, 0, 1)
+    torch.save(detector(layout, stage_blocks=blocks), tmp_path / "net.pth")
     outcome = run_convert(capsys, tmp_path / "net.pth")
     assert outcome.code == 1
     assert "belongs to no part of the net" in outcome.err
@@ -50,10 +51,11 @@ def test_a_detectors_backbone_is_taken_out_where_that_is_asked_for(
     assert outcome.code == 0, outcome.err
     assert "128, no last convolution" in outcome.out
     model = fs.load(tmp_path / "net.safetensors")
-    assert model.architecture == small_architecture(layout, num_classes=0)
+    assert model.architecture == small_architecture(layout, num_classes=0, stage_blocks=blocks)
     outcome = run_convert(capsys, tmp_path / "net.safetensors", "-o", tmp_path / "back.pth")
     assert outcome.code == 0, outcome.err
-    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), backbone(layout))
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert_same_tensors(back, backbone(layout, stage_blocks=blocks))
 
 
 @pytest.mark.parametrize("layout", DETECTORS)
@@ -108,7 +110,7 @@ def test_a_torchvision_net_without_its_last_convolution_converts_by_itself() -> 
 
 
 def test_pytorchcvs_other_shuffle_is_given() -> None:
-    tensors = random_state_dict("pytorchcv_b", small_architecture("pytorchcv_b"))
+    tensors = random_state_dict("pytorchcv_b", small_architecture("pytorchcv_b", stage_blocks=(1, 0, 0)))
     assert find_net(tensors).architecture.shuffle == "after"
     model, report = convert.load_torch(tensors, shuffle="reverse")
     assert model.architecture.shuffle == "reverse"
@@ -130,12 +132,12 @@ def test_options_that_say_nothing_about_a_net_are_refused(
 
 
 def test_what_a_layout_cannot_hold_is_said() -> None:
-    early = fs.ShuffleNetV2(small_architecture("nanodet"), rngs=nnx.Rngs(0))
+    early = random_net(small_architecture("nanodet"))
     with pytest.raises(convert.ConvertError, match="ends after its last stage"):
         convert.to_torch(early, "torchvision")
     with pytest.raises(convert.ConvertError, match=r"LeakyReLUs of slope 0\.1, that layout's have ReLUs"):
         convert.to_torch(early, "yolov5lite")
-    whole = fs.ShuffleNetV2(small_architecture("torchvision"), rngs=nnx.Rngs(0))
+    whole = random_net(small_architecture("torchvision"))
     with pytest.raises(convert.ConvertError, match="a last convolution follows"):
         convert.to_torch(whole, "yolov5lite")
     with pytest.raises(

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_tools import all_formats, legacy, saved, small_net, small_state_dict, take, torchscript
+from checkpoint_tools import all_formats, legacy, saved, small_state_dict, take
 from convert_tools import run_convert, small_architecture
 
 import convert
@@ -121,7 +121,7 @@ def test_pickles_that_try_to_run_something(
     monkeypatch.chdir(tmp_path)
     function, arguments, name = ATTACKS[attack]
     content = {"net": small_state_dict("seed"), "x": Calls(function, *arguments)}
-    script = torchscript(small_net("seed"))
+    script = all_formats("seed")["torchscript"]
     files = {
         "zip": saved(content),
         "protocol 4": saved(content, pickle_protocol=4),
@@ -150,7 +150,7 @@ def test_old_exported_programs_are_no_way_around(tmp_path: Path, capsys: pytest.
         archive.writestr("serialized_state_dict.pt", saved(Calls(os.system, "touch x")))
     assert "needs to run posix.system" in assert_refused(capsys, tmp_path / "net.pt2")
     with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
-        archive.writestr("serialized_state_dict.pt", torchscript(small_net("seed")))
+        archive.writestr("serialized_state_dict.pt", all_formats("seed")["torchscript"])
     assert "with a TorchScript archive for its weights" in assert_refused(capsys, tmp_path / "net.pt2")
 
 
@@ -301,7 +301,9 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "module bomb of long names": (lambda: _module_in_itself("n" * 100), "a name of more than 1,000 characters"),
     "module bomb of many names": (lambda: _module_in_many_places(), "more than 50,000 names in its modules"),
     "TorchScript module bomb": (
-        lambda: repacked(torchscript(small_net("seed")), data__pkl=_object("__torch__", _text("n") + b"h\x00s")),
+        lambda: repacked(
+            all_formats("seed")["torchscript"], data__pkl=_object("__torch__", _text("n") + b"h\x00s")
+        ),
         "modules in each other, or one that is in itself",
     ),
     "set bomb": (lambda: _called_again("builtins", "set", 3000), "copies of more than 1,000,000 items"),
@@ -344,7 +346,7 @@ def _numpy(save: Callable[..., None]) -> bytes:
 
 
 def _frozen() -> bytes:
-    return repacked(torchscript(small_net("seed")), data__pkl=b"\x80\x02c__torch__\nNet\n)\x81}b.")
+    return repacked(all_formats("seed")["torchscript"], data__pkl=b"\x80\x02c__torch__\nNet\n)\x81}b.")
 
 
 def _named(*names: str) -> dict[str, torch.Tensor]:

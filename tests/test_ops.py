@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ops_tools import batch_norm_arrays, builds, check, gradient_of, layer, normalisation, random, run_build
+from ops_tools import (
+    batch_norm_arrays,
+    builds,
+    check,
+    check_operation,
+    gradient_of,
+    layer,
+    normalisation,
+    random,
+    run_build,
+)
 
 from flax_shufflenet import ops
 from flax_shufflenet.ops import batch_norm, branch, convolution, native, units
@@ -39,17 +49,19 @@ def test_convolutions_and_gradients_are_xlas(shape, kernel_shape, stride) -> Non
     x, kernel = random(*shape), random(*kernel_shape, seed=1)
     groups = shape[-1] // kernel_shape[2]
     name = "depthwise" if groups == shape[-1] == kernel_shape[-1] else "stem"
-    engine = convolution.ENGINES[name]
+    by_engine = convolution.ENGINES[name]
 
-    def native_conv(x, kernel):
-        return convolution.reference(x, kernel, stride=stride, groups=groups)
+    def engine(x, kernel, dy):
+        (y,) = by_engine.forward(x, kernel, stride=stride)
+        gradients = (by_engine.input_gradient, by_engine.kernel_gradient)
+        return [y, *(gradient(x, kernel, dy, stride=stride)[0] for gradient in gradients)]
 
-    y, pull_back = jax.vjp(native_conv, x, kernel)
-    dy = random(*y.shape, seed=2)
-    dx, dkernel = pull_back(dy)
-    check(engine.forward(x, kernel, stride=stride), [y])
-    check(engine.input_gradient(x, kernel, dy, stride=stride), [dx])
-    check(engine.kernel_gradient(x, kernel, dy, stride=stride), [dkernel])
+    def xla(x, kernel, dy):
+        y, pull_back = jax.vjp(partial(convolution.reference, stride=stride, groups=groups), x, kernel)
+        return [y, *pull_back(dy)]
+
+    dy = random(shape[0], *convolution.output_size(x, stride), kernel_shape[-1], seed=2)
+    check_operation(engine, xla, x, kernel, dy)
 
 
 # Rows and channels that fill no vector and no block, fewer rows than are taken together, and enough for many pieces.
@@ -59,15 +71,12 @@ def test_convolutions_and_gradients_are_xlas(shape, kernel_shape, stride) -> Non
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_and_its_gradient_are_xlas(shape, relu) -> None:
     x, scale, bias, dy, per_centred, per_value = batch_norm_arrays(shape)
-    mean, var, inverse = batch_norm.statistics(x, epsilon=1e-5)
-    check([mean, var, inverse], batch_norm.statistics_reference(x, epsilon=1e-5))
+    mean, _, inverse = check_operation(batch_norm.statistics, batch_norm.statistics_reference, x, epsilon=1e-5)
     how = mean, inverse, scale, bias
-    check(batch_norm.normalise(x, *how, relu=relu), batch_norm.normalise_reference(x, *how, relu=relu))
-    sums = batch_norm.gradient_sums(dy, x, *how, relu=relu)
-    check(sums, batch_norm.gradient_sums_reference(dy, x, *how, relu=relu))
+    check_operation(batch_norm.normalise, batch_norm.normalise_reference, x, *how, relu=relu)
+    check_operation(batch_norm.gradient_sums, batch_norm.gradient_sums_reference, dy, x, *how, relu=relu)
     given = dy, x, *how, per_centred, per_value
-    dx = batch_norm.input_gradient(*given, relu=relu)
-    check(dx, batch_norm.input_gradient_reference(*given, relu=relu))
+    check_operation(batch_norm.input_gradient, batch_norm.input_gradient_reference, *given, relu=relu)
 
 
 # Channels that fill no vector, one image, odd sides, more images than pieces.
@@ -81,11 +90,10 @@ def test_pointwise_units_are_xlas(shape, read) -> None:
     x, kernel = random(*shape), random(1, 1, depth, depth + 5, seed=1)
     how = () if read == "plain" else normalisation(depth, seed=2)
     options = {"relu": read == "rectified", "first": 0}
-    expected = units._pointwise(x, kernel, *how, epsilon=1e-5, measure=True, **options)
-    check(units.pointwise_unit(x, kernel, *how, epsilon=1e-5, measure=True, **options), expected)
-    arrays = (*gradient_of(expected[0]), x, kernel, *how)
-    expected = units._pointwise_gradient(*arrays, **options, add=False)
-    check(units.pointwise_unit_gradient(*arrays, **options, add=False), expected)
+    measured = {**options, "epsilon": 1e-5, "measure": True}
+    z, *_ = check_operation(units.pointwise_unit, units._pointwise, x, kernel, *how, **measured)
+    arrays = (*gradient_of(z), x, kernel, *how)
+    check_operation(units.pointwise_unit_gradient, units._pointwise_gradient, *arrays, **options, add=False)
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -94,25 +102,30 @@ def test_pointwise_units_of_some_channels_are_xlas(shape, add) -> None:
     n, h, w, depth = shape
     x, kernel, others = random(n, h, w, depth + 3), random(1, 1, depth, 7, seed=1), random(n, h, w, depth + 3, seed=2)
     options = {"relu": False, "first": 3}
-    expected = units._pointwise(x, kernel, epsilon=1e-5, measure=True, **options)
-    check(units.pointwise_unit(x, kernel, epsilon=1e-5, measure=True, **options), expected)
-    arrays = (*gradient_of(expected[0]), x, kernel, others)
-    expected = units._pointwise_gradient(*arrays, **options, add=add)
-    check(units.pointwise_unit_gradient(*arrays, **options, add=add), expected)
+    measured = {**options, "epsilon": 1e-5, "measure": True}
+    z, *_ = check_operation(units.pointwise_unit, units._pointwise, x, kernel, **measured)
+    arrays = (*gradient_of(z), x, kernel, others)
+    check_operation(units.pointwise_unit_gradient, units._pointwise_gradient, *arrays, **options, add=add)
 
 
+# How a map is read goes with the stride, which has ways of its own, not with the kernel's side.
 @pytest.mark.parametrize("shape", MAPS, ids=str)
-@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (5, 2)])
-@pytest.mark.parametrize("read", ["plain", "normalised", "rectified"])
+@pytest.mark.parametrize(
+    ("side", "stride", "read"),
+    [
+        *((3, stride, read) for stride in (1, 2) for read in ("plain", "normalised", "rectified")),
+        (5, 2, "normalised"),
+    ],
+)
 def test_depthwise_units_are_xlas(shape, side, stride, read) -> None:
     *_, channels = shape
     x, kernel = random(*shape), random(side, side, 1, channels, seed=1)
     how = () if read == "plain" else normalisation(channels, seed=2)
     options = {"relu": read == "rectified", "stride": stride}
-    expected = units._depthwise(x, kernel, *how, epsilon=1e-5, measure=True, **options)
-    check(units.depthwise_unit(x, kernel, *how, epsilon=1e-5, measure=True, **options), expected)
-    arrays = (*gradient_of(expected[0]), x, kernel, *how)
-    check(units.depthwise_unit_gradient(*arrays, **options), units._depthwise_gradient(*arrays, **options))
+    measured = {**options, "epsilon": 1e-5, "measure": True}
+    z, *_ = check_operation(units.depthwise_unit, units._depthwise, x, kernel, *how, **measured)
+    arrays = (*gradient_of(z), x, kernel, *how)
+    check_operation(units.depthwise_unit_gradient, units._depthwise_gradient, *arrays, **options)
 
 
 def test_units_that_measure_nothing_have_a_zero_for_each_channel() -> None:
@@ -129,13 +142,16 @@ def test_joins_are_xlas(shape, relu) -> None:
     dy = random(n, h, w, 2 * channels, seed=9)
     for left, how in ((random(n, h, w, 2 * channels, seed=8), ()), (random(*shape, seed=8), of_left)):
         options = {"left_relu": relu, "right_relu": not relu}
-        arrays = (left, right, *of_right, *how)
-        check(units.join_branches(*arrays, **options), units._join(*arrays, **options))
+        check_operation(units.join_branches, units._join, left, right, *of_right, *how, **options)
         arrays = (dy, right, *of_right, *((left, *how) if how else ()))
-        found = units.join_branches_gradient(*arrays, **options)
-        expected = units._join_gradient(*arrays, **options)
-        # The other half of the channels is not there yet.
-        check([found[0][..., :channels], *found[1:]], [expected[0][..., :channels], *expected[1:]])
+        engine = partial(own_half, units.join_branches_gradient, channels)
+        check_operation(engine, partial(own_half, units._join_gradient, channels), *arrays, **options)
+
+
+def own_half(gradient, channels, *arrays, **options):
+    """A join's gradient without the other half of the left map's channels, which is not there yet."""
+    left, *rest = gradient(*arrays, **options)
+    return [left[..., :channels], *rest]
 
 
 # Rows and columns that are cut into no equal bands, one pixel, and an image that several threads share.
@@ -151,11 +167,15 @@ def test_branches_for_inference_are_xlas(shape, kinds, stride) -> None:
         layers.append(layer(kind, width, stride, seed=3 + number))
         width = layers[-1].kernel.shape[-1]
     assert branch.applies(maps, layers)
-    x = jnp.concatenate([maps[piece.map][..., piece.start : piece.stop] for piece in pieces], axis=-1)
-    for each in layers:
-        x = convolution.reference(x, jnp.asarray(each.kernel), stride=each.stride, groups=each.groups) + each.bias
-        x = jax.nn.relu(x) if each.relu else x
-    check([branch.run(maps, pieces, layers)], [x])
+
+    def xla(*maps):
+        x = jnp.concatenate([maps[piece.map][..., piece.start : piece.stop] for piece in pieces], axis=-1)
+        for each in layers:
+            x = convolution.reference(x, jnp.asarray(each.kernel), stride=each.stride, groups=each.groups) + each.bias
+            x = jax.nn.relu(x) if each.relu else x
+        return [x]
+
+    check_operation(lambda *maps: [branch.run(maps, pieces, layers)], xla, *maps)
 
 
 def test_the_variance_is_exact_at_any_mean() -> None:
@@ -286,7 +306,7 @@ def test_processors_with_less_get_the_same(instructions) -> None:
         "depthwise_kernel_gradient": ((x, kernel, dy), {"stride": 1}),
     }
     for name, (arrays, options) in calls.items():
-        check(run_build(instructions, name, arrays, options), native._references[name](*arrays, **options))
+        check_operation(partial(run_build, instructions, name), native._references[name], *arrays, **options)
 
 
 def test_another_build_than_that_of_the_sources_is_not_used(tmp_path, monkeypatch) -> None:

@@ -126,10 +126,15 @@ def test_maps_are_rounded_once_and_all_else_stays_float32(case) -> None:
     name, arrays, options = case
     arrays = [np.asarray(array) for array in arrays]  # JAX would compile a conversion for each shape
     kept = [array.astype(jnp.bfloat16 if is_kept_in_half(name, array) else np.float32) for array in arrays]
-    reference = jax.jit(partial(native._references[name], **options))
-    expected, exact = reference(*kept), reference(*(array.astype(np.float64) for array in kept))
-    for instructions in builds():
-        found = run_build(instructions, name, kept, options)
+    reference = partial(native._references[name], **options)
+
+    @jax.jit
+    def everything(*kept):
+        exact = reference(*(array.astype(jnp.float64) for array in kept))
+        return reference(*kept), exact, [run_build(instructions, name, *kept, **options) for instructions in builds()]
+
+    expected, exact, found_by_builds = everything(*kept)
+    for found in found_by_builds:
         for a, b, truth in zip(found, expected, exact, strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
             largest = float(np.abs(truth).max())
@@ -165,7 +170,7 @@ def test_rounding_is_to_the_nearest_and_of_two_to_the_even_one(instructions) -> 
     x, kernel = (random.integers(128, 256, size) * 2.0 ** random.integers(-9, 9, size) for size in ((40, 31, 17), 17))
     x[0, 0], x[0, 1], x[0, 2], x[0, 3] = np.nan, np.inf, -np.inf, 3.3e38
     x, kernel = x[None].astype(jnp.bfloat16), kernel.reshape(1, 1, 1, -1).astype(jnp.bfloat16)
-    (y,) = run_build(instructions, "depthwise", (jnp.asarray(x), jnp.asarray(kernel)), {"stride": 1})
+    (y,) = run_build(instructions, "depthwise", jnp.asarray(x), jnp.asarray(kernel), stride=1)
     with np.errstate(over="ignore", invalid="ignore"):
         exact = (x.astype(np.float32) * kernel.astype(np.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(y, np.float32), exact.astype(np.float32))

@@ -21,6 +21,7 @@ from flax_shufflenet.shipped import nets
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.start import read_init
 from tests.command_tools import run_command
+from tests.random_net import random_net
 
 ROOT = Path(__file__).parents[1]
 TINY = fs.Architecture(stage_widths=(8,), stage_blocks=(1,), stem_width=4, last_width=16)
@@ -35,7 +36,7 @@ def cache_home(tmp_path_factory, monkeypatch):
 def write_run(folder: Path, net_size: float = 0.5) -> Path:
     """What a finished run on digits leaves."""
     digits = data.load("digits", folder)
-    model = fs.ShuffleNetV2(TINY, rngs=nnx.Rngs(0))
+    model = random_net(TINY)
     model.classifier.kernel[...] *= 100
     told = {name: json.dumps(getattr(digits, name)) for name in ("class_names", "mean", "std")}
     told |= {"dataset": "digits", "image_size": "32", "epochs": "1", "test_accuracy": "0.5"}
@@ -131,12 +132,13 @@ def test_commands_take_the_name_where_they_take_a_file(shelf, capsys):
     saved = read_init(Config(init=Path(NAME), dataset="digits"))
     assert saved is not None
     assert (saved.path, saved.model.architecture) == (Path(NAME), TINY)
-    assert fs.pretrained(NAME, dtype=jnp.bfloat16)(jnp.zeros((1, 32, 32, 3))).dtype == jnp.bfloat16
+    half = fs.pretrained(NAME, dtype=jnp.bfloat16)
+    assert nnx.jit(lambda net, images: net(images))(half, jnp.zeros((1, 32, 32, 3))).dtype == jnp.bfloat16
 
 
 def test_a_file_of_that_name_comes_first(shelf):
     assert nets.find(Path(NAME)) == shelf / "net.safetensors"
-    other = fs.ShuffleNetV2(TINY, rngs=nnx.Rngs(1))
+    other = random_net(TINY, seed=1)
     fs.save(other, NAME)
     assert nets.find(Path(NAME)) == Path(NAME)
     saved = read_init(Config(init=Path(NAME), dataset="digits"))

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType
 
 from benchmarks.curve import train_curve
-from flax_shufflenet import Architecture, ShuffleNetV2
+from flax_shufflenet import Architecture
 from flax_shufflenet.training import devices, processes
 from flax_shufflenet.training.config import Config
+from tests.random_net import random_net
 from tests.training.random_data import random_dataset
 
 ARCHITECTURE = Architecture(
@@ -32,7 +32,7 @@ FROZEN: dict[str, Any] = {"freeze": "backbone", "init": Path("net")}
 
 
 def run(config: Config, mesh: jax.sharding.Mesh | None) -> dict:
-    model = ShuffleNetV2(ARCHITECTURE, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    model = random_net(ARCHITECTURE, dtype=jnp.float64)
     model.classifier.kernel[...] *= 100  # so that the loss depends on all of the net
     curve = train_curve(model, config, random_dataset(TRAIN_IMAGES), mesh)
     return {

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
@@ -25,6 +24,7 @@ from flax_shufflenet.runs.run import read_run
 from flax_shufflenet.system import allocator
 from flax_shufflenet.training import loop, start
 from flax_shufflenet.training.config import Config
+from tests.random_net import random_net
 
 ROOT = Path(__file__).parents[2]
 TINY = fs.Architecture(
@@ -74,7 +74,7 @@ def test_stock_layers_train_alike(tmp_path, small_dataset, float64, monkeypatch,
     )
 
     def initial(*_):
-        return fs.ShuffleNetV2(architecture, dtype="float64", rngs=nnx.Rngs(0)), "tiny"
+        return random_net(architecture, dtype="float64"), "tiny"
 
     monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
     monkeypatch.setattr(start, "initial_model", initial)

@@ -97,14 +97,6 @@ def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_
     assert f"**{100 * epoch['test_accuracy']:.2f} %**" in page
     assert (out / "curves.png").exists()
 
-    # And a second run does not replace it by accident.
-    again = train(*command)
-    assert again.returncode == 1
-    said = f"the run in {out} is finished, with a test accuracy of {epoch['test_accuracy']:.2%} after epoch 1: for "
-    assert one_line_of(again).startswith(f"train.py: {said}")
-    assert "more --epochs" in again.stderr
-    assert "--force" in again.stderr
-
 
 @pytest.mark.parametrize(
     ("arguments", "said"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.weights import flat_arrays
 from tests.parity_tools import FLOAT64_BAR
+from tests.random_net import random_net
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
 HEAD = {"classifier.kernel", "classifier.bias"}
@@ -32,10 +34,11 @@ HEAD = {"classifier.kernel", "classifier.bias"}
 
 def net(dtype=jnp.float32, **fields):
     """In train mode, with statistics that no batch has."""
-    model = fs.ShuffleNetV2(dataclasses.replace(TINY, **fields), dtype=dtype, rngs=nnx.Rngs(1))
+    model = random_net(dataclasses.replace(TINY, **fields), dtype=dtype)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
         if path[-1] != "num_batches_tracked":
-            variable.set_value(variable.get_value() + 0.1 * jnp.arange(variable.get_value().size))
+            value = np.asarray(variable.get_value())
+            variable.set_value(jnp.asarray(value + 0.1 * np.arange(value.size), value.dtype))
     return model
 
 
@@ -65,8 +68,9 @@ def test_the_classifier_learns_as_a_layer_of_pytorch_on_features_in_eval_mode(sm
     train_set = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     order = program.order(1)
     assert order is not None
-    images, labels = Batches.of(config, dataset).pick(0, *train_set, order)
-    loss = torch.nn.functional.cross_entropy(layer(to_torch(model.features(images))), to_torch(labels).long())
+    images, labels = jax.jit(partial(Batches.of(config, dataset).pick, 0))(*train_set, order)
+    features = nnx.jit(lambda model, images: model.features(images))(model, images)
+    loss = torch.nn.functional.cross_entropy(layer(to_torch(features)), to_torch(labels).long())
     loss.backward()
     sgd.step()
 

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from flax_shufflenet.runs import plots
 from flax_shufflenet.runs.run import RunError
 from flax_shufflenet.training.judgement import judge
 from flax_shufflenet.training.report import try_report, write_report
+from tests.random_net import random_net
 from tests.training.streamed_run import write_images
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
@@ -26,7 +26,7 @@ IMAGES = ("train_images", "test_images")
 @pytest.fixture
 def run_folder(tmp_path, small_dataset):
     """A finished run of one epoch. Its net takes every image for class "a", with a probability of 80 %."""
-    model = fs.ShuffleNetV2(TINY, rngs=nnx.Rngs(0))
+    model = random_net(TINY)
     model.classifier.kernel[...] *= 0
     assert model.classifier.bias is not None
     model.classifier.bias[...] = np.log(np.array([0.8, 0.1, 0.1], np.float32))
@@ -56,6 +56,13 @@ def run_folder(tmp_path, small_dataset):
     return tmp_path
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves the pictures out, which take the longest, for tests that look at none."""
+    for name in ("curves", "confusion", "reliability", "hardest"):
+        monkeypatch.setattr(plots, name, lambda *_: b"")
+
+
 def test_the_page_says_what_ran_on_what_with_which_figures(run_folder, small_dataset):
     page = write_report(run_folder, run_folder / "net.safetensors", small_dataset).read_text()
     right = int(np.sum(small_dataset.test_labels == 0))
@@ -80,6 +87,7 @@ def test_the_page_says_what_ran_on_what_with_which_figures(run_folder, small_dat
             assert min(picture.size) > 100
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_that_are_not_utf_8_are_no_obstacle(run_folder, small_dataset):
     metrics = run_folder / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"epochs": 1', r'"epochs": 1, "out": "runs/\udcff"'))
@@ -87,6 +95,7 @@ def test_names_that_are_not_utf_8_are_no_obstacle(run_folder, small_dataset):
     assert r"| `out` | `runs/\udcff` |" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_net_without_mistakes_has_no_hardest_images(run_folder, small_dataset):
     all_a = small_dataset.test_labels == 0
     easy = type(small_dataset)(
@@ -98,14 +107,14 @@ def test_a_net_without_mistakes_has_no_hardest_images(run_folder, small_dataset)
     assert not (run_folder / "hardest.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_hardest_are_the_surest_mistakes_worst_first(run_folder, small_dataset, monkeypatch):
     model = fs.load(run_folder / "net.safetensors")
     assert model.classifier.bias is not None
     model.classifier.bias[...] = np.log(np.array([0.15, 0.8, 0.05], np.float32))
     fs.save(model, run_folder / "net.safetensors")
     seen = []
-    draw = plots.hardest
-    monkeypatch.setattr(plots, "hardest", lambda images, title: seen.extend(images) or draw(images, title))
+    monkeypatch.setattr(plots, "hardest", lambda images, _: seen.extend(images) or b"")
     write_report(run_folder, run_folder / "net.safetensors", small_dataset)
     labels = small_dataset.test_labels
     assert [one.true for one in seen] == ["c"] * int(np.sum(labels == 2)) + ["a"] * int(np.sum(labels == 0))
@@ -169,6 +178,7 @@ def test_the_page_says_how_sure_the_net_is_and_what_changed_images_cost(run_fold
     assert "![Reliability diagram of the test set](reliability.png)" in lines
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_would_mean_nothing_is_left_out_of_the_page_and_that_is_said(run_folder, small_dataset):
     unmirrored = dataclasses.replace(small_dataset, flip=False)
     page = write_report(run_folder, run_folder / "net.safetensors", unmirrored).read_text()
@@ -181,7 +191,7 @@ def test_streamed_images_are_judged_as_those_in_memory(tmp_path):
     """Their robustness too, each image decoded once for all its views."""
     folder = write_images(tmp_path / "images", side=30)
     parts = image_folder.find_parts(folder, None)
-    model = fs.ShuffleNetV2(dataclasses.replace(TINY, num_classes=2), rngs=nnx.Rngs(0))
+    model = random_net(dataclasses.replace(TINY, num_classes=2))
     fs.save(model, tmp_path / "net.safetensors")
     on_disk, in_memory = (
         judge(tmp_path / "net.safetensors", dataset, dtype="float32", test_flip=False)

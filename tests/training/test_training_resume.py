@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from flax_shufflenet import Architecture, ShuffleNetV2, ops
+from flax_shufflenet import Architecture, ops
 from flax_shufflenet.commands import command_line
 from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError, TrainingError
@@ -30,6 +30,7 @@ from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.identity import check_same
 from flax_shufflenet.training.program import Program
+from tests.random_net import random_net
 from tests.training.streamed_run import signal_at
 
 # 5 steps in each of 3 epochs.
@@ -51,7 +52,7 @@ def small_task(small_dataset):
     """All runs here are of a tiny net on a tiny dataset."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
-        monkeypatch.setattr(loop, "initial_model", lambda *_: (ShuffleNetV2(TINY, rngs=nnx.Rngs(0)), "tiny"))
+        monkeypatch.setattr(loop, "initial_model", lambda *_: (random_net(TINY), "tiny"))
         monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
         yield
 
@@ -278,10 +279,12 @@ def test_the_same_command_makes_a_report_that_is_missing(tmp_path, undisturbed, 
     with pytest.raises(TrainingError, match=rf"^the run in {out} is finished, with a test accuracy of "):
         train(out, seed=1)
     monkeypatch.setattr(loop, "try_report", lambda folder, *_: (folder / "report.md").write_text("a report"))
-    train(out)
+    accuracy = train(out).accuracy
     assert (out / "report.md").read_text() == "a report"
     assert results(out) == results(undisturbed)
-    with pytest.raises(TrainingError, match=rf"^the run in {out} is finished, with a test accuracy of "):
+    # And another does not replace it by accident.
+    said = f"the run in {out} is finished, with a test accuracy of {accuracy:.2%} after epoch 3: for another run, such "
+    with pytest.raises(TrainingError, match=rf"^{re.escape(said)}as one of more --epochs, .*--force$"):
         train(out)
 
 
