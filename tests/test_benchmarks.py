@@ -21,23 +21,10 @@ from flax_shufflenet.datasets import image_folder
 from flax_shufflenet.functional import split
 from flax_shufflenet.ops.batch_norm import batch_norm
 from flax_shufflenet.ops.convolution import conv2d
-from flax_shufflenet.weights import flat_arrays, from_arrays, shapes
+from flax_shufflenet.weights import flat_arrays, shapes
+from tests.net_tools import random_net
 
 ROOT = Path(__file__).parents[1]
-
-
-def random_net(architecture, dtype):
-    """With random weights and statistics."""
-    random = np.random.default_rng(0)
-    arrays = {
-        name: np.zeros(shape, np.int32)
-        if name.endswith(".num_batches_tracked")
-        else random.uniform(0.5, 1.5, shape).astype(dtype)
-        if name.endswith((".var", ".scale"))
-        else random.standard_normal(shape).astype(dtype)
-        for name, shape in shapes(architecture).items()
-    }
-    return from_arrays(architecture, arrays, dtype=dtype)
 
 
 @pytest.mark.parametrize("train", [False, True])

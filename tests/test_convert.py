@@ -20,7 +20,6 @@ import pytest
 import torch
 from checkpoint_tools import small_net, take
 from convert_tools import assert_same_tensors, prove_nothing, random_state_dict, run_convert
-from flax import nnx
 
 import convert
 import flax_shufflenet as fs
@@ -34,8 +33,8 @@ from convert.origin import Restored, restore_origin
 from convert.pipeline import as_source
 from convert.proof.report import Report
 from convert.proof.verify import _FlaxNet, _Traced, proving_devices, verify
-from flax_shufflenet.weights import flat_arrays, from_arrays, shapes
-from tests.random_net import random_net
+from flax_shufflenet.weights import flat_arrays, from_arrays
+from tests.net_tools import apply, new_net, random_arrays
 
 # As many classes as no default has, and for all tests the same, so that nets of one layout share their programs.
 small_architecture = partial(convert_tools.small_architecture, num_classes=7)
@@ -109,12 +108,9 @@ def test_half_precision_comes_back_as_it_was(tmp_path: Path, capsys: pytest.Capt
 
 def half_precision_arrays(architecture: fs.Architecture) -> dict[str, np.ndarray]:
     """A net's arrays as they come from a file in float16."""
-    random = np.random.default_rng(0)
     return {
-        name: np.array(0, np.int32)
-        if name.endswith(".num_batches_tracked")
-        else random.uniform(0.5, 2, shape).astype(np.float16).astype(np.float32)
-        for name, shape in shapes(architecture).items()
+        name: array.astype(np.float16).astype(np.float32) if array.dtype.kind == "f" else array
+        for name, array in random_arrays(architecture).items()
     }
 
 
@@ -231,9 +227,9 @@ def test_numbers_that_no_torch_ref_has(option: str, value: str, said: str, capsy
 
 
 def test_a_trained_flax_net_goes_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = random_net(small_architecture("seed"))
+    model = new_net(small_architecture("seed"))
     images = jnp.asarray(np.random.default_rng(0).standard_normal((4, 32, 32, 3)), jnp.float32)
-    nnx.jit(lambda model, images: model(images))(model, images)
+    apply(model, images)
     model.eval()
     fs.save(model, tmp_path / "net.safetensors")
     outcome = run_convert(capsys, tmp_path / "net.safetensors")
@@ -242,7 +238,7 @@ def test_a_trained_flax_net_goes_to_pytorch(tmp_path: Path, capsys: pytest.Captu
     net.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True), strict=True)
     with torch.no_grad():
         theirs = net.eval()(torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()))
-    ours = nnx.jit(lambda model, images: model(images))(model, images)
+    ours = apply(model, images)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
@@ -302,7 +298,7 @@ def test_a_layout_that_cannot_hold_a_net_says_why(
 
 def test_convolution_biases_fold_into_a_layout_without_them() -> None:
     architecture = small_architecture("chenyaofo", conv_bias=True, stage_blocks=(1, 0, 0))  # each kind of block
-    arrays = {name: np.asarray(array) for name, array in flat_arrays(random_net(architecture)).items()}
+    arrays = {name: np.asarray(array) for name, array in flat_arrays(new_net(architecture)).items()}
     random = np.random.default_rng(0)
     for name, array in arrays.items():
         if name.endswith((".mean", ".bias")):

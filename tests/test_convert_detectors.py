@@ -19,7 +19,7 @@ from convert.errors import ConvertError
 from convert.layouts import LAYOUTS
 from convert.proof.verify import FLOAT64_BAR, relative_difference
 from flax_shufflenet.weights import cast_floats, from_arrays
-from tests.random_net import random_net
+from tests.net_tools import new_net
 from torch_ref import fastestdet, nanodet, yolov5lite
 
 DETECTORS = ("nanodet", "fastestdet", "yolov5lite")
@@ -132,12 +132,12 @@ def test_options_that_say_nothing_about_a_net_are_refused(
 
 
 def test_what_a_layout_cannot_hold_is_said() -> None:
-    early = random_net(small_architecture("nanodet"))
+    early = new_net(small_architecture("nanodet"))
     with pytest.raises(convert.ConvertError, match="ends after its last stage"):
         convert.to_torch(early, "torchvision")
     with pytest.raises(convert.ConvertError, match=r"LeakyReLUs of slope 0\.1, that layout's have ReLUs"):
         convert.to_torch(early, "yolov5lite")
-    whole = random_net(small_architecture("torchvision"))
+    whole = new_net(small_architecture("torchvision"))
     with pytest.raises(convert.ConvertError, match="a last convolution follows"):
         convert.to_torch(whole, "yolov5lite")
     with pytest.raises(

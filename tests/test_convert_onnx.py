@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from convert_tools import random_state_dict, run_convert, small_architecture
-from flax import nnx
 
 import flax_shufflenet as fs
 from convert import onnx_file
@@ -16,6 +15,7 @@ from convert.layouts import LAYOUTS
 from convert.mapping import to_arrays, to_tensors
 from flax_shufflenet.images.preprocessing import expected_by
 from flax_shufflenet.weights import flat_arrays, from_arrays
+from tests.net_tools import apply
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -44,7 +44,7 @@ def test_onnx_runtime_computes_what_the_flax_net_does(net, tmp_path, capsys):
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     images = np.random.default_rng(1).standard_normal((7, 24, 24, 3)).astype(np.float32)
     (scores,) = session.run(["scores"], {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})
-    expected = np.asarray(nnx.jit(lambda model, images: model(images))(model, jnp.asarray(images)))
+    expected = np.asarray(apply(model, jnp.asarray(images)))
     np.testing.assert_allclose(scores, expected, atol=1e-5 * np.abs(expected).max())
 
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}

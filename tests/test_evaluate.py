@@ -4,11 +4,9 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
@@ -16,7 +14,7 @@ from flax_shufflenet.commands import evaluate, measuring
 from flax_shufflenet.datasets import data
 from flax_shufflenet.runs.run import wilson_interval
 from tests.command_tools import run_command
-from tests.random_net import random_net
+from tests.net_tools import apply, new_net
 
 TINY = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 
@@ -29,7 +27,7 @@ def cache_home(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
     """A net as training saves it, with the classes of the digits; its scores are far apart."""
-    model = random_net(fs.Architecture(**TINY))
+    model = new_net(fs.Architecture(**TINY))
     model.eval()
     model.classifier.kernel[...] *= 100
     folder = tmp_path_factory.mktemp("nets")
@@ -46,11 +44,6 @@ def net(tmp_path_factory):
     return model, folder
 
 
-@nnx.jit
-def scores_of(model: fs.ShuffleNetV2, images: jax.Array) -> jax.Array:
-    return model(images)
-
-
 def figures(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     scores = np.asarray(scores, np.float64)
     losses = (
@@ -65,7 +58,7 @@ def test_a_trained_net_on_its_own_dataset_is_what_numpy_says(net, capsys):
     model, folder = net
     digits = data.load("digits", folder)
     images = ((digits.test_images / 255 - digits.mean) / digits.std).astype(np.float32)
-    accuracy, loss = figures(np.asarray(scores_of(model, jnp.asarray(images))), digits.test_labels)
+    accuracy, loss = figures(np.asarray(apply(model, jnp.asarray(images))), digits.test_labels)
 
     code, out, err = run_command(capsys, evaluate, folder / "trained.safetensors", "--json")
     assert (code, err) == (0, [])
@@ -116,7 +109,7 @@ def test_robustness_is_measured_on_request_and_digits_are_not_mirrored(net, caps
         framed = np.pad(digits.test_images, ((0, 0), (2, 2), (2, 2), (0, 0)))
         moved = framed[:, 2 - down : 34 - down, 2 - to_right : 34 - to_right]
         images = ((moved / 255 - digits.mean) / digits.std).astype(np.float32)
-        right += int(np.sum(np.asarray(scores_of(model, jnp.asarray(images))).argmax(1) == digits.test_labels))
+        right += int(np.sum(np.asarray(apply(model, jnp.asarray(images))).argmax(1) == digits.test_labels))
     code, out, _ = run_command(capsys, evaluate, folder / "trained.safetensors", "--robustness", "--json")
     found = json.loads(out)["robustness"]
     assert (code, list(found["accuracies"])) == (0, ["shift_2", "shift_4"])
@@ -146,7 +139,7 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
     resized = np.stack(
         [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in images]
     )
-    scores = scores_of(model, jnp.asarray((resized / 255 - 0.5) / 0.25, jnp.float32))
+    scores = apply(model, jnp.asarray((resized / 255 - 0.5) / 0.25, jnp.float32))
     accuracy, loss = figures(np.asarray(scores), np.array(labels))
     options = ("--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25, "--json")
     code, out, _ = run_command(capsys, evaluate, folder / "converted.safetensors", "--dataset", tmp_path, *options)
@@ -155,7 +148,7 @@ def test_a_folder_is_evaluated_in_the_nets_size(net, tmp_path, capsys):
     assert (record["images"], record["accuracy"]) == (20, accuracy)
     assert record["loss"] == pytest.approx(loss, rel=1e-3)
 
-    mirrored = scores_of(model, jnp.asarray((resized[:, :, ::-1] / 255 - 0.5) / 0.25, jnp.float32))
+    mirrored = apply(model, jnp.asarray((resized[:, :, ::-1] / 255 - 0.5) / 0.25, jnp.float32))
     accuracy, loss = figures(np.asarray(scores + mirrored) / 2, np.array(labels))
     arguments = (folder / "converted.safetensors", "--dataset", tmp_path, *options, "--test_flip")
     record = json.loads(run_command(capsys, evaluate, *arguments)[1])
@@ -223,7 +216,7 @@ def write_classes(folder: Path, count: int = 2) -> dict[str, list[np.ndarray]]:
 @pytest.fixture(scope="module")
 def animals(tmp_path_factory):
     """A net whose classes are not sorted by name."""
-    model = random_net(fs.Architecture(**TINY, num_classes=3))
+    model = new_net(fs.Architecture(**TINY, num_classes=3))
     model.eval()
     model.classifier.kernel[...] *= 100
     path = tmp_path_factory.mktemp("animals") / "net.safetensors"
@@ -237,9 +230,7 @@ def animals(tmp_path_factory):
 def test_a_folder_of_classes_is_taken_whole_and_its_classes_by_name(animals, tmp_path, capsys, part):
     model, path = animals
     pixels = write_classes(tmp_path / part)
-    scores = [
-        scores_of(model, jnp.asarray((np.stack(pixels[name]) / 255 - 0.5) / 0.25, jnp.float32)) for name in ANIMALS
-    ]
+    scores = [apply(model, jnp.asarray((np.stack(pixels[name]) / 255 - 0.5) / 0.25, jnp.float32)) for name in ANIMALS]
     accuracy, loss = figures(np.concatenate(scores), np.repeat(np.arange(3), 2))
     code, out, err = run_command(capsys, evaluate, path, "--dataset", tmp_path, "--json")
     record = json.loads(out)

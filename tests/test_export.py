@@ -7,12 +7,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import flax_shufflenet as fs
 from flax_shufflenet.commands import export
 from tests.command_tools import run_command
-from tests.random_net import random_net
+from tests.net_tools import apply, new_net
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -20,7 +19,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
     architecture = fs.Architecture(stage_widths=(8,), stage_blocks=(1,), stem_width=4, last_width=16, num_classes=3)
-    model = random_net(architecture)
+    model = new_net(architecture)
     model.eval()
     path = tmp_path_factory.mktemp("nets") / "net.safetensors"
     described = {"class_names": '["ant", "bee", "cow"]', "mean": json.dumps(MEAN), "std": json.dumps(STD)}
@@ -43,7 +42,7 @@ def test_the_file_holds_the_net_for_every_platform_and_batch(net, tmp_path, caps
     assert metadata["resize"] == "whole image stretched to 16x16, bilinear"
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     normalised = jnp.asarray((images / 255 - MEAN) / STD, jnp.float32)
-    expected = np.asarray(nnx.jit(lambda model, images: model(images))(model, normalised))
+    expected = np.asarray(apply(model, normalised))
     np.testing.assert_allclose(program.call(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
     code, _, err = run_command(capsys, export, path, "-o", tmp_path / "net.exported.zip")

@@ -16,32 +16,12 @@ from convert.proof.verify import relative_difference, relative_error
 from flax_shufflenet import ops
 from flax_shufflenet.ops import branch
 from flax_shufflenet.ops.branch import Layer
-from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays, shapes
+from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
+from tests.net_tools import random_net
 
 pytestmark = pytest.mark.device
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(3, 2), stem_width=4, last_width=24)
-
-
-def random_arrays(architecture: fs.Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights and statistics: fresh ones hide swaps of scales, biases, means and variances."""
-    random = np.random.default_rng(seed)
-    arrays: dict[str, np.ndarray] = {}
-    for name, shape in shapes(architecture).items():
-        if name.endswith((".var", ".scale")):
-            arrays[name] = random.uniform(0.5, 2, shape)
-        elif name.endswith("num_batches_tracked"):
-            arrays[name] = np.array(3, np.int32)
-        elif name.endswith("kernel"):
-            arrays[name] = random.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
-        else:
-            arrays[name] = random.normal(0, 0.5, shape)
-    return arrays
-
-
-def random_model(architecture: fs.Architecture, dtype: str = "float32") -> fs.ShuffleNetV2:
-    parameters = np.promote_types(np.float32, dtype) if dtype != "bfloat16" else np.float32
-    return from_arrays(architecture, cast_floats(random_arrays(architecture), parameters), dtype=jnp.dtype(dtype))
 
 
 def small(family: str, **changes) -> fs.Architecture:
@@ -84,7 +64,7 @@ def size_for(architecture: fs.Architecture) -> tuple[int, int]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_is_the_same_function_in_float64(name: str) -> None:
     architecture = ARCHITECTURES[name]
-    model = random_model(architecture, "float64")
+    model = random_net(architecture, "float64")
     images = jnp.asarray(random_images(2, *size_for(architecture)))
     fused = fs.fuse(model)(images)
     assert fused.dtype == jnp.float64
@@ -94,7 +74,7 @@ def test_is_the_same_function_in_float64(name: str) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (3, 1, 1), (7, 160, 96), (4, 256, 128)])
 def test_blocks_of_a_batch_make_no_difference(batch: int, height: int, width: int) -> None:
-    model = random_model(SMALL, "float64")
+    model = random_net(SMALL, "float64")
     images = jnp.asarray(random_images(batch, height, width))
     assert relative_difference(np.asarray(fs.fuse(model)(images)), np.asarray(run(model, images))) <= 1e-12
 
@@ -103,7 +83,7 @@ def test_blocks_of_a_batch_make_no_difference(batch: int, height: int, width: in
 def test_float32_is_as_exact_as_the_model() -> None:
     architecture = fs.seed(0.5)
     images = random_images(16, 32, 32)
-    model = random_model(architecture)
+    model = random_net(architecture)
     in_float32 = jnp.asarray(images, jnp.float32)
     with jax.default_matmul_precision("highest"):
         fused, own = fs.fuse(model)(in_float32), run(model, in_float32, quick_compiling.AS_USERS_DO)
@@ -120,8 +100,8 @@ def test_float32_is_as_exact_as_the_model() -> None:
 @pytest.mark.usefixtures("optimised")
 def test_bfloat16_is_as_close_as_the_model() -> None:
     images = jnp.asarray(random_images(8, 32, 32), jnp.float32)
-    truth = np.asarray(run(random_model(SMALL), images), np.float64)
-    half = random_model(SMALL, "bfloat16")
+    truth = np.asarray(run(random_net(SMALL), images), np.float64)
+    half = random_net(SMALL, "bfloat16")
     fused = fs.fuse(half)(images)
     assert fused.dtype == jnp.bfloat16
     own = run(half, images, quick_compiling.AS_USERS_DO)
@@ -130,7 +110,7 @@ def test_bfloat16_is_as_close_as_the_model() -> None:
 
 
 def test_is_a_snapshot_in_eval_mode() -> None:
-    model = random_model(SMALL)
+    model = random_net(SMALL)
     images = jnp.asarray(random_images(4, 32, 32), jnp.float32)
     expected = np.asarray(run(model, images))
     model.train()  # the mode makes no difference
@@ -141,32 +121,32 @@ def test_is_a_snapshot_in_eval_mode() -> None:
 
 
 def test_it_survives_pickling() -> None:
-    fused = fs.fuse(random_model(SMALL))
+    fused = fs.fuse(random_net(SMALL))
     images = jnp.asarray(random_images(2, 32, 32), jnp.float32)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fused))(images), fused(images))
 
 
 def test_a_numpy_batch_does() -> None:
     images = random_images(2, 32, 32).astype(np.float32)
-    fused = fs.fuse(random_model(SMALL))
+    fused = fs.fuse(random_net(SMALL))
     np.testing.assert_array_equal(fused(images), fused(jnp.asarray(images)))
 
 
 def test_fixed_pooling_says_which_images_it_takes() -> None:
-    fused = fs.fuse(random_model(small("kuangliu")))
+    fused = fs.fuse(random_net(small("kuangliu")))
     with pytest.raises(ValueError, match="8x8 values are left"):
         fused(jnp.zeros((2, 32, 32, 3)))
 
 
 def test_is_part_of_a_larger_program() -> None:
-    fused = fs.fuse(random_model(SMALL))
+    fused = fs.fuse(random_net(SMALL))
     images = jnp.asarray(random_images(2, 32, 32), jnp.float32)
     doubled = jax.jit(lambda images: 2 * fused(images))(images)
     np.testing.assert_allclose(doubled, 2 * fused(images), rtol=1e-5, atol=1e-6)
 
 
 def test_other_platforms_keep_their_own_convolutions() -> None:
-    fused = fs.fuse(random_model(SMALL))
+    fused = fs.fuse(random_net(SMALL))
     images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
     units = 2 + sum(5 + 3 * blocks for blocks in SMALL.stage_blocks)
     for platform, convolutions in (("cpu", 0), ("cuda", units), ("tpu", units)):
@@ -180,7 +160,7 @@ def test_other_platforms_keep_their_own_convolutions() -> None:
 
 
 def test_one_export_serves_all_platforms_and_batches() -> None:
-    fused = fs.fuse(random_model(SMALL))
+    fused = fs.fuse(random_net(SMALL))
     images = jnp.asarray(random_images(2, 32, 32), jnp.float32)
     any_batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n,32,32,3"), jnp.float32)
     exported = jax.export.export(jax.jit(fused), platforms=["cpu", "cuda", "tpu"])(any_batch)

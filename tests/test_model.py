@@ -22,6 +22,7 @@ from flax_shufflenet.layers import ConvBN, Dropout
 from flax_shufflenet.model import max_pool
 from flax_shufflenet.shipped import nets
 from flax_shufflenet.weights import flat_arrays, from_arrays, shapes
+from tests.net_tools import apply
 
 pytestmark = pytest.mark.device
 
@@ -39,12 +40,6 @@ def small() -> fs.ShuffleNetV2:
 def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """As users call: here the types and shapes in signatures are checked first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-@nnx.jit
-def apply(model: fs.ShuffleNetV2, batch: jax.Array) -> jax.Array:
-    """Compiled as one: one operation after the other would be compiled for seconds."""
-    return model(batch)
 
 
 def images(batch: int, height: int = 32, width: int = 32) -> jax.Array:

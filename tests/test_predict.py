@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
@@ -18,7 +17,7 @@ from flax_shufflenet.images.pixel_net import of_pixels
 from flax_shufflenet.images.preprocessing import expected_by
 from tests.command_tools import run_command
 from tests.folder_tools import too_deep
-from tests.random_net import random_net
+from tests.net_tools import apply, new_net
 
 TINY: dict[str, Any] = {"stage_widths": (8,), "stage_blocks": (1,), "stem_width": 4, "last_width": 16}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -36,7 +35,7 @@ def cache_home(tmp_path_factory, monkeypatch):
 
 
 def save_net(path: Path, metadata: dict[str, str] = METADATA, **fields) -> fs.ShuffleNetV2:
-    model = random_net(fs.Architecture(**TINY | {"num_classes": 3} | fields))
+    model = new_net(fs.Architecture(**TINY | {"num_classes": 3} | fields))
     model.eval()
     if model.architecture.num_classes:
         model.classifier.kernel[...] *= 100  # so that the classes differ
@@ -106,7 +105,7 @@ def test_a_folder_is_the_models_own_classes_and_probabilities(tmp_path, capsys):
     ]
     ordered = np.stack([pixels[1], pixels[2], pixels[0]])
     normalised = jnp.asarray((ordered / 255 - MEAN) / STD, jnp.float32)
-    all_scores = nnx.jit(lambda model, images: model(images))(model, normalised)
+    all_scores = apply(model, normalised)
     for record, scores in zip(records, np.asarray(all_scores, np.float64), strict=True):
         expected = np.exp(scores) / np.exp(scores).sum()
         found = {one["class"]: one["probability"] for one in record["predictions"]}

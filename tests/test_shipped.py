@@ -9,7 +9,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import flax_shufflenet as fs
@@ -21,7 +20,7 @@ from flax_shufflenet.shipped import nets
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.start import read_init
 from tests.command_tools import run_command
-from tests.random_net import random_net
+from tests.net_tools import apply, new_net
 
 ROOT = Path(__file__).parents[1]
 TINY = fs.Architecture(stage_widths=(8,), stage_blocks=(1,), stem_width=4, last_width=16)
@@ -36,7 +35,7 @@ def cache_home(tmp_path_factory, monkeypatch):
 def write_run(folder: Path, net_size: float = 0.5) -> Path:
     """What a finished run on digits leaves."""
     digits = data.load("digits", folder)
-    model = random_net(TINY)
+    model = new_net(TINY)
     model.classifier.kernel[...] *= 100
     told = {name: json.dumps(getattr(digits, name)) for name in ("class_names", "mean", "std")}
     told |= {"dataset": "digits", "image_size": "32", "epochs": "1", "test_accuracy": "0.5"}
@@ -133,12 +132,12 @@ def test_commands_take_the_name_where_they_take_a_file(shelf, capsys):
     assert saved is not None
     assert (saved.path, saved.model.architecture) == (Path(NAME), TINY)
     half = fs.pretrained(NAME, dtype=jnp.bfloat16)
-    assert nnx.jit(lambda net, images: net(images))(half, jnp.zeros((1, 32, 32, 3))).dtype == jnp.bfloat16
+    assert apply(half, jnp.zeros((1, 32, 32, 3))).dtype == jnp.bfloat16
 
 
 def test_a_file_of_that_name_comes_first(shelf):
     assert nets.find(Path(NAME)) == shelf / "net.safetensors"
-    other = random_net(TINY, seed=1)
+    other = new_net(TINY, seed=1)
     fs.save(other, NAME)
     assert nets.find(Path(NAME)) == Path(NAME)
     saved = read_init(Config(init=Path(NAME), dataset="digits"))

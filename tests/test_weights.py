@@ -13,16 +13,11 @@ from flax import nnx
 
 import flax_shufflenet as fs
 from flax_shufflenet.weights import flat_arrays, from_arrays
+from tests.net_tools import apply
 
 pytestmark = pytest.mark.device
 
 SMALL = fs.Architecture(stage_widths=(8, 16), stage_blocks=(1, 0), stem_width=4, last_width=24)
-
-
-@nnx.jit
-def apply(model: fs.ShuffleNetV2, images: jax.Array) -> jax.Array:
-    """Compiled as one: one operation after the other would be compiled for seconds."""
-    return model(images)
 
 
 def images(batch: int, seed: int) -> jax.Array:

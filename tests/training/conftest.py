@@ -11,6 +11,7 @@ import pytest
 from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from flax_shufflenet.datasets import cifar
+from flax_shufflenet.training import loop
 from tests.training.random_data import random_dataset
 
 IMAGES_PER_FILE = 7
@@ -68,6 +69,12 @@ def cache_home(tmp_path, monkeypatch):
     home = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+    """Runs make no report, which has tests of its own and takes the longest of a tiny run."""
+    monkeypatch.setattr(loop, "try_report", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from benchmarks.curve import train_curve
 from flax_shufflenet import Architecture
 from flax_shufflenet.training import devices, processes
 from flax_shufflenet.training.config import Config
-from tests.random_net import random_net
+from tests.net_tools import new_net
 from tests.training.random_data import random_dataset
 
 ARCHITECTURE = Architecture(
@@ -32,7 +32,7 @@ FROZEN: dict[str, Any] = {"freeze": "backbone", "init": Path("net")}
 
 
 def run(config: Config, mesh: jax.sharding.Mesh | None) -> dict:
-    model = random_net(ARCHITECTURE, dtype=jnp.float64)
+    model = new_net(ARCHITECTURE, dtype=jnp.float64)
     model.classifier.kernel[...] *= 100  # so that the loss depends on all of the net
     curve = train_curve(model, config, random_dataset(TRAIN_IMAGES), mesh)
     return {

@@ -19,7 +19,7 @@ from flax_shufflenet import Architecture
 from flax_shufflenet.training import loop
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.program import Program
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
 ARCHITECTURE = Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=2)
 # 3 steps in each of 2 epochs; 2 of the 14 training images are left over.
@@ -49,7 +49,7 @@ def write_images(folder: Path, *, side: int, ending: str = ".png") -> Path:
 def train(folder: Path, out: Path, **options):
     """Trains a tiny net on the folder."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(loop, "initial_model", lambda *_: (random_net(ARCHITECTURE), "tiny"))
+        monkeypatch.setattr(loop, "initial_model", lambda *_: (new_net(ARCHITECTURE), "tiny"))
         monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
         return loop.train(Config(dataset=str(folder), out=out, **OPTIONS | options))
 

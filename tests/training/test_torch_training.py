@@ -24,7 +24,7 @@ from flax_shufflenet.runs.run import read_run
 from flax_shufflenet.system import allocator
 from flax_shufflenet.training import loop, start
 from flax_shufflenet.training.config import Config
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
 ROOT = Path(__file__).parents[2]
 TINY = fs.Architecture(
@@ -67,6 +67,7 @@ def test_an_epoch_in_pytorch_writes_what_compare_reads(tmp_path, cache_home):
     assert int(net["bn1.num_batches_tracked"]) == 48 // 16
 
 
+@pytest.mark.usefixtures("without_report")
 def test_stock_layers_train_alike(tmp_path, small_dataset, float64, monkeypatch, capsys):
     """The whole command, in this process: from the same weights it ends each epoch with the loss of train.py's net."""
     architecture = dataclasses.replace(
@@ -74,12 +75,11 @@ def test_stock_layers_train_alike(tmp_path, small_dataset, float64, monkeypatch,
     )
 
     def initial(*_):
-        return random_net(architecture, dtype="float64"), "tiny"
+        return new_net(architecture, dtype="float64"), "tiny"
 
     monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
     monkeypatch.setattr(start, "initial_model", initial)
     monkeypatch.setattr(loop, "initial_model", initial)
-    monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
     monkeypatch.setattr(allocator, "restart_with_fast_malloc", lambda: None)  # this process has to go on
     options: dict[str, Any] = {
         "net_size": 0.5,

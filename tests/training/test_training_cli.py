@@ -16,7 +16,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import flax_shufflenet as fs
 from flax_shufflenet.commands.train import parse
@@ -24,6 +23,7 @@ from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import OptionError
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.recipe import RECIPES
+from tests.net_tools import apply
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -89,7 +89,7 @@ def test_a_terminated_epoch_on_digits_goes_on_and_saves_a_net_with_the_reported_
     dataset = data.load(metadata["dataset"], tmp_path)
     mean, std = (np.array(json.loads(metadata[name])) for name in ("mean", "std"))
     images = jnp.asarray((dataset.test_images / 255 - mean) / std, jnp.float32)
-    logits = nnx.jit(lambda model, images: model(images))(fs.load(out / "net.safetensors"), images)
+    logits = apply(fs.load(out / "net.safetensors"), images)
     accuracy = np.mean(np.argmax(logits, -1) == dataset.test_labels)
     assert abs(accuracy - epoch["test_accuracy"]) <= 1 / 360  # rounding may tip one image
 

@@ -8,12 +8,12 @@ from flax import nnx
 from flax_shufflenet import Architecture
 from flax_shufflenet.functional import split
 from flax_shufflenet.training.evaluation import make_evaluate, make_predict
-from tests.random_net import random_net
+from tests.net_tools import apply, new_net
 
 
 @pytest.fixture(scope="module")
 def model():
-    net = random_net(Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3))
+    net = new_net(Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3))
     rng = np.random.default_rng(0)
     for _, variable in nnx.to_flat_state(nnx.state(net, nnx.BatchStat)):
         value = variable.get_value()
@@ -24,16 +24,11 @@ def model():
     return net
 
 
-@nnx.jit
-def logits_of(model, images):
-    return model(images)
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 64])
 def test_every_batch_size_gives_numpys_result(model, small_dataset, batch_size):
     images, labels = small_dataset.test_images, small_dataset.test_labels
     logits = np.asarray(
-        logits_of(model, jnp.asarray((images / 255 - np.array(small_dataset.mean)) / small_dataset.std, jnp.float32)),
+        apply(model, jnp.asarray((images / 255 - np.array(small_dataset.mean)) / small_dataset.std, jnp.float32)),
         np.float64,
     )
     shifted = logits - logits.max(1, keepdims=True)
@@ -50,7 +45,7 @@ def test_every_batch_size_gives_numpys_result(model, small_dataset, batch_size):
 
 def test_a_flipped_test_takes_the_mean_of_both_views_logits(model, small_dataset):
     images = (small_dataset.test_images / 255 - np.array(small_dataset.mean)) / small_dataset.std
-    views = [logits_of(model, jnp.asarray(view, jnp.float32)) for view in (images, images[:, :, ::-1])]
+    views = [apply(model, jnp.asarray(view, jnp.float32)) for view in (images, images[:, :, ::-1])]
     network, parameters, statistics = split(model)
     predict = make_predict(
         network,

@@ -15,17 +15,13 @@ from benchmarks.fine_tuning import write_folder
 from convert.layouts import LAYOUTS
 from convert.pipeline import as_source, convert_source
 from flax_shufflenet.commands.evaluate import Options, evaluate
-from flax_shufflenet.training import loop
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.start import read_init
 from flax_shufflenet.weights import to_bytes
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
+pytestmark = pytest.mark.usefixtures("without_report")
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def test_a_net_of_raw_blue_first_images_gets_them_in_training_and_says_so_afterw
     narrow = {"stage_widths": (8, 12, 16), "stage_blocks": (0, 0, 0), "stem_width": 4, "last_width": 8}
     architecture = dataclasses.replace(fs.preset("megvii", 0.5, 5), **narrow)
     # As convert writes it.
-    fs.save(random_net(architecture), tmp_path / "megvii.safetensors", {"layout": "megvii"})
+    fs.save(new_net(architecture), tmp_path / "megvii.safetensors", {"layout": "megvii"})
     out = tmp_path / "out"
     train(Config(init=tmp_path / "megvii.safetensors", dataset=str(coloured), epochs=2, batch_size=8, out=out))
     printed = capsys.readouterr().out

@@ -25,8 +25,8 @@ from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.freezing import freeze_backbone
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.weights import flat_arrays
+from tests.net_tools import new_net
 from tests.parity_tools import FLOAT64_BAR
-from tests.random_net import random_net
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
 HEAD = {"classifier.kernel", "classifier.bias"}
@@ -34,7 +34,7 @@ HEAD = {"classifier.kernel", "classifier.bias"}
 
 def net(dtype=jnp.float32, **fields):
     """In train mode, with statistics that no batch has."""
-    model = random_net(dataclasses.replace(TINY, **fields), dtype=dtype)
+    model = new_net(dataclasses.replace(TINY, **fields), dtype=dtype)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
         if path[-1] != "num_batches_tracked":
             value = np.asarray(variable.get_value())
@@ -111,9 +111,9 @@ def test_all_but_the_classifier_keeps_its_bits_in_the_net_and_in_its_average(sma
     assert averaged["classifier.kernel"] != raw["classifier.kernel"]
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_frozen_run_that_is_stopped_ends_with_the_same_bits(tmp_path, small_dataset, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
-    monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
     fs.save(net(num_classes=5), tmp_path / "init.safetensors")
     options: dict[str, Any] = {"init": tmp_path / "init.safetensors", "freeze": "backbone", "dataset": "digits"}
     options |= {"ema": 0.9, "epochs": 2, "batch_size": 8, "no_compilation_cache": True}

@@ -15,14 +15,13 @@ import flax_shufflenet as fs
 from flax_shufflenet.commands import evaluate
 from flax_shufflenet.datasets import data, held_out
 from flax_shufflenet.errors import OptionError, TrainingError
-from flax_shufflenet.training import loop
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.description import net_metadata
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.start import as_expected, read_init
 from tests.command_tools import run_command
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
 
 @pytest.fixture
@@ -87,12 +86,12 @@ def test_every_image_is_in_one_part(folder, tmp_path):
 def net(tmp_path) -> Path:
     """A tiny net, which compiles quickly."""
     architecture = fs.Architecture(stage_widths=(8,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=2)
-    fs.save(random_net(architecture), tmp_path / "tiny.safetensors")
+    fs.save(new_net(architecture), tmp_path / "tiny.safetensors")
     return tmp_path / "tiny.safetensors"
 
 
-def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
+@pytest.mark.usefixtures("without_report")
+def test_a_trained_net_is_evaluated_on_what_was_held_out_and_says_so(folder, net, tmp_path, capsys):
     options = {
         "dataset": str(folder),
         "image_size": 8,

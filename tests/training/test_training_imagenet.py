@@ -18,7 +18,7 @@ from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.system.interruption import Interrupted
 from flax_shufflenet.training.config import Config
 from tests.command_tools import run_command
-from tests.random_net import random_net
+from tests.net_tools import new_net
 from tests.training.streamed_run import ARCHITECTURE, signal_at, train, write_images
 from tests.training.test_training_streaming import check_same_bits
 
@@ -77,7 +77,7 @@ def data_dir(tmp_path_factory, folder):
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
-    model = random_net(ARCHITECTURE)
+    model = new_net(ARCHITECTURE)
     model.eval()
     path = tmp_path_factory.mktemp("nets") / "net.safetensors"
     described = {"image_size": "16", "class_names": json.dumps(CLASSES)}

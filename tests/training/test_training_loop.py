@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from flax import nnx
 
 import flax_shufflenet as fs
 from flax_shufflenet.datasets import data
@@ -21,7 +20,7 @@ from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.loop import train
 from flax_shufflenet.training.step import StepMetrics
 from flax_shufflenet.training.totals import EpochTotals
-from tests.random_net import random_net
+from tests.net_tools import apply, new_net
 
 
 def test_totals_are_means_over_the_images_of_the_steps_so_far():
@@ -177,12 +176,12 @@ def test_mirrored_tests_are_for_nets_that_learn_from_mirrored_images():
 
 
 @pytest.mark.slow
-def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averaged_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
+@pytest.mark.usefixtures("without_report")
+def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averaged_one(tmp_path, capsys):
     architecture = fs.Architecture(
         stage_widths=(8,), stage_blocks=(1,), stem_width=4, stem_stride=4, last_width=16, num_classes=3, dropout=0.1
     )
-    fs.save(random_net(architecture), tmp_path / "three.safetensors")
+    fs.save(new_net(architecture), tmp_path / "three.safetensors")
     out = tmp_path / "out"
     train(
         Config(init=tmp_path / "three.safetensors", dataset="digits", epochs=2, batch_size=64, ema=0.99,
@@ -200,5 +199,5 @@ def test_an_averaged_run_from_a_saved_net_reports_both_nets_and_saves_the_averag
     dataset = data.load("digits", tmp_path)
     expected = expected_by(dataclasses.replace(architecture, num_classes=10), fs.read_metadata(out / "net.safetensors"))
     images = jnp.asarray((dataset.test_images / 255 - np.array(expected.mean)) / expected.std, jnp.float32)
-    logits = nnx.jit(lambda model, images: model(images))(fs.load(out / "net.safetensors"), images)
+    logits = apply(fs.load(out / "net.safetensors"), images)
     assert abs(np.mean(np.argmax(logits, -1) == dataset.test_labels) - last["test_accuracy"]) <= 1 / 360

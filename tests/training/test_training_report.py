@@ -15,7 +15,7 @@ from flax_shufflenet.runs import plots
 from flax_shufflenet.runs.run import RunError
 from flax_shufflenet.training.judgement import judge
 from flax_shufflenet.training.report import try_report, write_report
-from tests.random_net import random_net
+from tests.net_tools import new_net
 from tests.training.streamed_run import write_images
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
@@ -26,7 +26,7 @@ IMAGES = ("train_images", "test_images")
 @pytest.fixture
 def run_folder(tmp_path, small_dataset):
     """A finished run of one epoch. Its net takes every image for class "a", with a probability of 80 %."""
-    model = random_net(TINY)
+    model = new_net(TINY)
     model.classifier.kernel[...] *= 0
     assert model.classifier.bias is not None
     model.classifier.bias[...] = np.log(np.array([0.8, 0.1, 0.1], np.float32))
@@ -191,7 +191,7 @@ def test_streamed_images_are_judged_as_those_in_memory(tmp_path):
     """Their robustness too, each image decoded once for all its views."""
     folder = write_images(tmp_path / "images", side=30)
     parts = image_folder.find_parts(folder, None)
-    model = random_net(dataclasses.replace(TINY, num_classes=2))
+    model = new_net(dataclasses.replace(TINY, num_classes=2))
     fs.save(model, tmp_path / "net.safetensors")
     on_disk, in_memory = (
         judge(tmp_path / "net.safetensors", dataset, dtype="float32", test_flip=False)

@@ -30,7 +30,7 @@ from flax_shufflenet.training.checkpoints import Checkpoints
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.identity import check_same
 from flax_shufflenet.training.program import Program
-from tests.random_net import random_net
+from tests.net_tools import new_net
 from tests.training.streamed_run import signal_at
 
 # 5 steps in each of 3 epochs.
@@ -52,7 +52,7 @@ def small_task(small_dataset):
     """All runs here are of a tiny net on a tiny dataset."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
-        monkeypatch.setattr(loop, "initial_model", lambda *_: (random_net(TINY), "tiny"))
+        monkeypatch.setattr(loop, "initial_model", lambda *_: (new_net(TINY), "tiny"))
         monkeypatch.setattr(loop, "try_report", lambda *_: None)  # it has tests of its own
         yield
 

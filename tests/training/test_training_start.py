@@ -13,7 +13,7 @@ from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.training import start
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.weights import flat_arrays
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
 
@@ -23,7 +23,7 @@ def saved(tmp_path):
     """Writes a tiny net, whose architecture and metadata can be said, and returns its path."""
 
     def write(metadata=None, **fields):
-        fs.save(random_net(dataclasses.replace(TINY, **fields)), tmp_path / "net.safetensors", metadata)
+        fs.save(new_net(dataclasses.replace(TINY, **fields)), tmp_path / "net.safetensors", metadata)
         return tmp_path / "net.safetensors"
 
     return write
@@ -104,7 +104,7 @@ def test_a_net_size_that_is_not_the_files_is_refused(saved, small_dataset, tmp_p
     with pytest.raises(OptionError, match=r"^--net_size 0.5 is not that of the net in .*net.safetensors, whose stages"):
         begin(Config(init=saved(), net_size=0.5), small_dataset)
     half = tmp_path / "half.safetensors"
-    fs.save(random_net(fs.seed(0.5, 3)), half)
+    fs.save(new_net(fs.seed(0.5, 3)), half)
     model, _ = begin(Config(init=half, net_size=0.5), small_dataset)
     assert model.architecture == fs.seed(0.5, 3)
     with pytest.raises(OptionError, match="stages are 48, 96, 192 wide"):
@@ -183,7 +183,7 @@ def test_a_channel_order_that_is_none_is_one_line(saved):
 def test_every_familys_net_is_given_images_that_it_takes(tmp_path, family):
     narrow = {"stage_widths": (8, 12, 16), "stage_blocks": (0, 0, 0), "stem_width": 4}
     fs.save(
-        random_net(dataclasses.replace(fs.preset(family, 0.5), **narrow)),
+        new_net(dataclasses.replace(fs.preset(family, 0.5), **narrow)),
         tmp_path / "net.safetensors",
         {"layout": family},
     )

@@ -25,7 +25,7 @@ from flax_shufflenet.training.step import (
     make_schedule,
     make_train_step,
 )
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
 TINY = Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3)
 AVERAGED = Config(batch_size=8, ema=0.3)
@@ -44,7 +44,7 @@ class Runner:
         return make_train_step(network, make_optimizer(config, total_steps), config, self.dataset)
 
     def model(self, config):
-        return random_net(TINY, dtype=config.dtype, seed=config.seed)
+        return new_net(TINY, dtype=config.dtype, seed=config.seed)
 
     def start(self, config, total_steps):
         _, parameters, statistics = split(self.model(config))

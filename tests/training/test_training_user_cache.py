@@ -12,7 +12,7 @@ from PIL import Image
 import flax_shufflenet as fs
 from flax_shufflenet.system import user_cache
 from tests.checkpoint_tools import small_state_dict
-from tests.random_net import random_net
+from tests.net_tools import new_net
 
 ROOT = Path(__file__).parents[2]
 TINY = fs.Architecture(stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=10)
@@ -28,7 +28,7 @@ def run(*arguments, **environment):
 
 @pytest.fixture
 def folder(tmp_path):
-    fs.save(random_net(TINY), tmp_path / "net.safetensors")
+    fs.save(new_net(TINY), tmp_path / "net.safetensors")
     torch.save(small_state_dict("seed"), tmp_path / "seed.pt")
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     return tmp_path
