@@ -28,7 +28,8 @@ from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.errors import OptionError, TrainingError
 from flax_shufflenet.functional import split
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.step import initial_state, make_optimizer, make_update
+from flax_shufflenet.training.optimizer import make_optimizer
+from flax_shufflenet.training.step import initial_state, make_update
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays
 
 _BARS = {"float32": 1e-3, "float64": 1e-8}

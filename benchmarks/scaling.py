@@ -37,7 +37,8 @@ from flax_shufflenet.system.versions import versions
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.batches import as_rows
 from flax_shufflenet.training.config import Config
-from flax_shufflenet.training.step import initial_state, make_optimizer, make_train_step
+from flax_shufflenet.training.optimizer import make_optimizer
+from flax_shufflenet.training.step import initial_state, make_train_step
 
 # Published: https://cloud.google.com/tpu/docs/v5e. FLOP/s of bfloat16 products, which XLA's are by default for float32
 # too; bytes/s of memory; bytes/s that a chip sends over each of its four links (1,600 Gbit/s for all).

@@ -48,12 +48,11 @@ def _prepare(config: Config, dataset: "Dataset") -> same_training.Training:
     from flax_shufflenet.training.description import describe_run
     from flax_shufflenet.training.evaluation import make_evaluate, make_predict_of
     from flax_shufflenet.training.feed import ResidentFeed
+    from flax_shufflenet.training.optimizer import make_optimizer, make_schedule
     from flax_shufflenet.training.start import initial_model
     from flax_shufflenet.training.step import (
         StepMetrics,
         initial_state,
-        make_optimizer,
-        make_schedule,
         make_train_step,
     )
 

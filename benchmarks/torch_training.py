@@ -17,8 +17,9 @@ from flax_shufflenet.datasets.data import Dataset
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import batches
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.optimizer import make_schedule
 from flax_shufflenet.training.random_streams import epoch_order
-from flax_shufflenet.training.step import StepMetrics, make_schedule
+from flax_shufflenet.training.step import StepMetrics
 
 _TEST_BATCH = 256
 

@@ -36,11 +36,11 @@ from flax_shufflenet.images.preprocessing import expected_by
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.optimizer import make_optimizer
 from flax_shufflenet.training.random_streams import epoch_order
 from flax_shufflenet.training.step import (
     dropout_rngs,
     initial_state,
-    make_optimizer,
     make_train_step,
 )
 from flax_shufflenet.weights import cast_floats, flat_arrays, from_arrays

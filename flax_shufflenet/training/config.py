@@ -75,6 +75,9 @@ class TrainingOptions:
     """Images per step, on all devices together. The last, smaller batch of an epoch is left out; every epoch is
     shuffled anew."""
 
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """What trains the kernels of 1x1 convolutions: SGD, or Muon with a momentum of 0.95. SGD trains the rest."""
+
     learning_rate: float = 0.1
     """Highest learning rate; from there it falls to 0 along a cosine over the rest of the run."""
 
@@ -89,6 +92,12 @@ class TrainingOptions:
 
     decayed: Literal["all", "kernels"] = "all"
     """Parameters that WEIGHT_DECAY applies to: all, or all but biases and batch normalisation."""
+
+    muon_learning_rate: float = 0.02
+    """Highest learning rate of Muon, which rises and falls as LEARNING_RATE does."""
+
+    muon_weight_decay: float = 0.025
+    """Each step of Muon shrinks its kernels by MUON_WEIGHT_DECAY times its learning rate, apart from the gradient."""
 
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in the training loss."""
@@ -205,6 +214,9 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
         check_dataset(self.dataset, skip_unreadable=self.skip_unreadable)
         if self.freeze == "backbone" and self.init is None:
             raise OptionError("--freeze backbone needs a net to start from: give --init, or leave it out")
+        for name in ("muon_learning_rate", "muon_weight_decay"):
+            if self.optimizer == "sgd" and getattr(self, name) != getattr(TrainingOptions, name):
+                raise OptionError(f"--{name} is for --optimizer muon: give that too, or leave it out")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise OptionError("--tensorboard needs tensorboardX: pip install 'flax-shufflenet[tensorboard]'")
         if self.image_size is not None and self.dataset in SMALL:
@@ -234,7 +246,7 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "muon_learning_rate", "muon_weight_decay"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise OptionError(f"--{name} must be a finite number, at least 0, not {value}")

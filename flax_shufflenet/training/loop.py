@@ -30,10 +30,10 @@ from flax_shufflenet.training.description import (
 from flax_shufflenet.training.epochs import Epochs, Start, evaluation_of
 from flax_shufflenet.training.evaluation import Evaluation
 from flax_shufflenet.training.identity import check_same, has_same_options, identity
+from flax_shufflenet.training.optimizer import warmup_steps
 from flax_shufflenet.training.program import Program
 from flax_shufflenet.training.report import REPORT_FILE, REPORT_FILES, try_report
 from flax_shufflenet.training.start import as_expected, image_size, initial_model, read_init
-from flax_shufflenet.training.step import warmup_steps
 from flax_shufflenet.weights import read_metadata, save
 
 NET_FILE = "net.safetensors"

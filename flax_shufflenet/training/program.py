@@ -12,13 +12,12 @@ from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.evaluation import Evaluation, make_evaluate, make_predict_of
 from flax_shufflenet.training.feed import Order, ResidentFeed, StreamFeed
 from flax_shufflenet.training.freezing import freeze_backbone
+from flax_shufflenet.training.optimizer import make_optimizer, make_schedule
 from flax_shufflenet.training.step import (
     StepMetrics,
     TrainState,
     final_arrays,
     initial_state,
-    make_optimizer,
-    make_schedule,
     make_train_step,
 )
 

@@ -39,6 +39,11 @@ def describe(options: TrainingOptions, *, flip: bool, resized: bool = False) -> 
         f"weight decay {options.weight_decay}{decayed}",
         f"{'random resized crop' if resized else 'crop'}{' and flip' if flip else ''}",
     ]
+    if options.optimizer == "muon" and options.freeze == "none":
+        parts.append(
+            f"Muon for 1x1 kernels with learning rate {options.muon_learning_rate}, weight decay "
+            f"{options.muon_weight_decay}"
+        )
     if options.random_erasing:
         parts.append(f"random erasing {options.random_erasing}")
     if options.label_smoothing:

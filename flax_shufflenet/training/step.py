@@ -42,39 +42,6 @@ class StepMetrics(NamedTuple):
     correct: Int32[Array, ""]
 
 
-def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step: a cosine from ``config.learning_rate`` to 0 over the run.
-
-    A warm-up takes the first steps, and the cosine the rest. Its first step already learns: step i of w has
-    (i + 1) / (w + 1) of the learning rate.
-    """
-    peak = config.learning_rate
-    first_steps = warmup_steps(config, total_steps)
-    cosine = optax.cosine_decay_schedule(peak, total_steps - first_steps)
-    if not first_steps:
-        return cosine
-    warmup = optax.linear_schedule(peak / (first_steps + 1), peak, first_steps)
-    return optax.join_schedules([warmup, cosine], [first_steps])
-
-
-def warmup_steps(config: Config, total_steps: int) -> int:
-    """The steps in which the learning rate rises."""
-    return round(total_steps * config.warmup_epochs / config.epochs)
-
-
-def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
-    """``torch.optim.SGD(nesterov=True)`` on every parameter; the decay goes into the momentum, as there."""
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_are_kernels if config.decayed == "kernels" else None),
-        optax.sgd(make_schedule(config, total_steps), config.momentum, nesterov=config.momentum > 0),
-    )
-
-
-def _are_kernels(parameters: list[Array]) -> list[bool]:
-    # Biases and batch normalisation have one axis, which He et al. (https://arxiv.org/abs/1812.01187) do not decay.
-    return [parameter.ndim > 1 for parameter in parameters]
-
-
 def initial_state(
     parameters: list[Array],
     statistics: list[Array],

@@ -25,7 +25,14 @@ ARCHITECTURE = Architecture(
     stage_widths=(4,), stage_blocks=(1,), stem_width=4, last_width=8, num_classes=3, dropout=0.1
 )
 TRAIN_IMAGES = 48
-RECIPE: dict[str, Any] = {"batch_size": 24, "epochs": 3, "learning_rate": 0.05, "random_erasing": 0.5, "ema": 0.9}
+RECIPE: dict[str, Any] = {
+    "batch_size": 24,
+    "epochs": 3,
+    "learning_rate": 0.05,
+    "optimizer": "muon",
+    "random_erasing": 0.5,
+    "ema": 0.9,
+}
 
 
 FROZEN: dict[str, Any] = {"freeze": "backbone", "init": Path("net")}

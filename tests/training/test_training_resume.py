@@ -39,6 +39,7 @@ OPTIONS: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 4,
     "learning_rate": 0.01,
+    "optimizer": "muon",
     "ema": 0.9,
     "no_compilation_cache": True,  # conftest has one for all tests
 }

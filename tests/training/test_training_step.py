@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 from flax_shufflenet import Architecture
 from flax_shufflenet.functional import split
@@ -16,13 +15,12 @@ from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training.augmentation import augment
 from flax_shufflenet.training.averaging import Averages
 from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.optimizer import make_optimizer
 from flax_shufflenet.training.random_streams import Stream, epoch_order, step_key
 from flax_shufflenet.training.step import (
     cross_entropy,
     final_arrays,
     initial_state,
-    make_optimizer,
-    make_schedule,
     make_train_step,
 )
 from tests.net_tools import new_net
@@ -123,20 +121,6 @@ def test_steps_follow_pytorchs_sgd_written_by_hand(runner):
     assert int(state.step) == steps
 
 
-def test_the_schedule_is_a_cosine_from_the_learning_rate_to_zero():
-    schedule = make_schedule(Config(learning_rate=0.3), 100)
-    rates = [float(np.asarray(schedule(step))) for step in range(101)]
-    np.testing.assert_allclose(rates, [0.15 * (1 + np.cos(np.pi * step / 100)) for step in range(101)], atol=1e-7)
-
-
-def test_a_warm_up_rises_in_equal_steps_from_above_zero_and_the_cosine_takes_the_rest():
-    config = Config(learning_rate=0.3, warmup_epochs=0.5, epochs=5)
-    schedule = make_schedule(config, 100)
-    rates = [float(np.asarray(schedule(step))) for step in range(101)]
-    np.testing.assert_allclose(rates[:10], [0.3 * (step + 1) / 11 for step in range(10)], atol=1e-7)
-    np.testing.assert_allclose(rates[10:], [0.15 * (1 + np.cos(np.pi * step / 90)) for step in range(91)], atol=1e-7)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_the_loss_is_pytorchs(smoothing):
     rng = np.random.default_rng(0)
@@ -146,19 +130,6 @@ def test_the_loss_is_pytorchs(smoothing):
     )
     losses = cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), smoothing=smoothing)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_biases_and_batch_normalisation_are_not_decayed_where_kernels_alone_are(runner):
-    config = Config(learning_rate=0.5, weight_decay=0.1, momentum=0.0, decayed="kernels")
-    _, parameters, _ = split(runner.model(config))
-    optimizer = make_optimizer(config, 10)
-    zeros = [jnp.zeros_like(leaf) for leaf in parameters]
-    updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(parameters), parameters)
-    names = [path[-1] for path, _ in nnx.to_flat_state(nnx.state(runner.model(config), nnx.Param))]
-    assert set(names) == {"kernel", "scale", "bias"}
-    for name, update, parameter in zip(names, jax.tree.leaves(updates), parameters, strict=True):
-        expected = np.asarray(parameter) * (-0.05 if name == "kernel" else 0)
-        np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
 def test_averages_follow_the_steps_and_do_not_touch_them(runner):
@@ -242,11 +213,3 @@ def test_bfloat16_learns_with_parameters_and_statistics_in_float32(small_dataset
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(state))
     assert np.isfinite(losses).all()
     assert np.mean(losses[-4:]) < losses[0] / 10
-
-
-def test_momentum_zero_is_plain_sgd():
-    parameters, gradients = [jnp.array([2.0, -1.0])], [jnp.array([0.5, 0.25])]
-    optimizer = make_optimizer(Config(momentum=0.0, learning_rate=0.1, weight_decay=0.5), 10)
-    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
-    (update,) = jax.tree.leaves(updates)
-    np.testing.assert_allclose(update, [-0.1 * (0.5 + 0.5 * 2), -0.1 * (0.25 - 0.5)], rtol=1e-6)
