@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import flax_shufflenet as fs
-from benchmarks import floor, layouts, photographs, profile, refusals, summary
+from benchmarks import floor, layouts, photographs, profile, refusals, summary, variations, vary
 from benchmarks.case import Case
 from benchmarks.harness import Result
 from benchmarks.stock_flax import with_weights_of
@@ -21,8 +21,11 @@ from flax_shufflenet.datasets import image_folder
 from flax_shufflenet.functional import split
 from flax_shufflenet.ops.batch_norm import batch_norm
 from flax_shufflenet.ops.convolution import conv2d
+from flax_shufflenet.training.batches import Batches
+from flax_shufflenet.training.config import Config
 from flax_shufflenet.weights import flat_arrays, shapes
 from tests.net_tools import random_net
+from tests.training.random_data import random_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -217,3 +220,20 @@ def test_the_photographs_are_a_folder_to_train_on_whose_parts_share_no_pixel(tmp
     assert (len(parts.train.paths), len(parts.test.paths)) == (960, 60)
     train, test = ({int(path.name.split("_")[1]) for path in files.paths} for files in (parts.train, parts.test))
     assert max(train) + 192 <= min(test)
+
+
+def test_alternating_flips_mirror_every_image_in_every_other_epoch():
+    dataset = random_dataset(24)
+    batches, images = Batches.of(Config(batch_size=24), dataset), jnp.arange(24)
+    epochs = [np.asarray(variations.alternately_mirrored(batches, images, number)) for number in range(3)]
+    np.testing.assert_array_equal(epochs[1], ~epochs[0])
+    np.testing.assert_array_equal(epochs[2], epochs[0])
+    assert 0 < epochs[0].sum() < 24
+    np.testing.assert_array_equal(variations.alternately_mirrored(batches, images[5:], 1), epochs[1][5:])
+
+
+def test_every_part_that_can_be_exchanged_is_there_and_no_other_is_taken(capsys, monkeypatch):
+    assert all(callable(getattr(variations, name)) for name in vary.PARTS)
+    monkeypatch.setattr(sys, "argv", ["vary", "dropout"])
+    assert vary.main() == 2
+    assert "must be one of alternating_flip, reflection, " in capsys.readouterr().err

@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
     "runs": runs.whole,
     "tries": runs.tries,
     "seeds": runs.seeds,
+    "variations": runs.variations,
     "time_to_accuracy": runs.time_to_accuracy,
     "evidence": evidence.graphs,
     "graph_fit": evidence.fits,

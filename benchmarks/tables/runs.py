@@ -65,6 +65,31 @@ def tries(*folders: Path) -> list[str]:
     return [*markdown.table(heading, rows), "", _ran_on(runs)]
 
 
+def variations(*folders: Path) -> list[str]:
+    """A row for each way of training, a column for each seed: the last test accuracy; then the mean, and how far it is
+    from the first row's mean over the same seeds."""
+    runs = _read(folders)
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        found.setdefault(_command(run), {})[run.options["seed"]] = _last(run, "test_accuracy")
+    numbers = sorted({number for by_seed in found.values() for number in by_seed})
+    first = next(iter(found.values()))
+    rows = []
+    for command, by_seed in found.items():
+        shared = [number for number in by_seed if number in first]
+        apart = statistics.mean(by_seed[number] - first[number] for number in shared) if shared else None
+        cells = (percent(by_seed[number]) if number in by_seed else "" for number in numbers)
+        difference = "" if apart is None or by_seed is first else f"{100 * apart:+.2f}"
+        rows.append([f"`{command}`", *cells, percent(statistics.mean(by_seed.values())), difference])
+    heading = ["", *(f"seed {number}" for number in numbers), "mean", "less the first, same seeds"]
+    return [*markdown.table(heading, rows), "", _ran_on(runs)]
+
+
+def _command(run: Run) -> str:
+    varied = run.description.get("varied")
+    return f"{f'benchmarks.vary {varied}' if varied else 'train.py'} {command_options(run)}"
+
+
 def seeds(*folders: Path) -> list[str]:
     """A row for each framework, a column for each seed.
 
@@ -147,16 +172,14 @@ def _accuracy(run: Run) -> str:
 def command_options(run: Run) -> str:
     """The options that make this net and recipe: those of the recipe that is nearest, and what differs from it."""
     size = run.options["net_size"]
+    # Runs of earlier versions lack the options that came later.
+    chosen = vars(TrainingOptions()) | run.options
     ways = []
     for name, values in RECIPES.items():
         defaults = vars(TrainingOptions(**values)) | {"dataset": TaskOptions().dataset}
-        chosen = [] if name == "published" else [f"--recipe {name}"]
-        chosen += [
-            f"--{option} {run.options[option]}"
-            for option, default in defaults.items()
-            if option in run.options and run.options[option] != default
-        ]
-        ways.append(chosen)
+        way = [] if name == "published" else [f"--recipe {name}"]
+        way += [f"--{option} {chosen[option]}" for option, default in defaults.items() if chosen[option] != default]
+        ways.append(way)
     return " ".join([f"--net_size {size}", *min(ways, key=len)])
 
 
