@@ -1,8 +1,11 @@
 """What a step does with the gradients: SGD, or Muon where that can be, and the learning rate of each step."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from optax import contrib
 
 from flax_shufflenet.training.config import Config
@@ -47,7 +50,7 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
         weight_decay=config.muon_weight_decay,
         muon_weight_dimension_numbers=_as_matrices,
     )
-    return optax.partition({"sgd": sgd, "muon": muon}, _optimizers)
+    return optax.partition({"sgd": sgd, "muon": _in_stacks(muon)}, _optimizers)
 
 
 # Those of a net; a node in place of each that the other optimiser has.
@@ -68,5 +71,38 @@ def _is_pointwise(parameter: Array) -> bool:
     return parameter.ndim == 4 and parameter.shape[:2] == (1, 1)
 
 
-def _as_matrices(parameters: optax.Params) -> optax.Params:
-    return jax.tree.map(lambda _: contrib.MuonDimensionNumbers((0, 1, 2), (3,)), parameters)
+def _in_stacks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser of stacks of matrices, made one of kernels of 1x1 convolutions: those of one shape are a stack.
+
+    A net of size 0.5 has 36 in four shapes, and Muon fifteen products for each.
+    """
+
+    def init(kernels: _Own) -> optax.OptState:
+        return optimizer.init(_stacked(kernels))
+
+    def update(gradients: _Own, state: optax.OptState, kernels: _Own) -> tuple[_Own, optax.OptState]:
+        updates, state = optimizer.update(_stacked(gradients), state, _stacked(kernels))
+        return _unstacked(updates, kernels), state
+
+    return optax.GradientTransformation(init, update)  # pyrefly: ignore[bad-argument-type], of lists alone
+
+
+def _stacked(kernels: _Own) -> dict[str, Float[Array, "kernels cin cout"]]:
+    stacks: dict[str, list[Array]] = {}
+    for kernel in jax.tree.leaves(kernels):
+        stacks.setdefault(_shape(kernel), []).append(kernel[0, 0])
+    return {shape: jnp.stack(matrices) for shape, matrices in stacks.items()}
+
+
+def _unstacked(stacks: Any, kernels: _Own) -> _Own:
+    """As ``kernels`` lie in their list."""
+    matrices = {shape: iter(stack) for shape, stack in stacks.items()}
+    return jax.tree.map(lambda kernel: next(matrices[_shape(kernel)])[None, None], kernels)
+
+
+def _shape(kernel: Array) -> str:
+    return "x".join(map(str, kernel.shape[2:]))
+
+
+def _as_matrices(stacks: optax.Params) -> optax.Params:
+    return jax.tree.map(lambda _: contrib.MuonDimensionNumbers((1,), (2,)), stacks)
