@@ -4,25 +4,24 @@ On one device, and on images that fit its memory. A part is exchanged for the re
 """
 
 from collections.abc import Callable
-from functools import partialmethod
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt8
 
 from flax_shufflenet import model
 from flax_shufflenet.functional import Functional
-from flax_shufflenet.images.normalisation import normalise
-from flax_shufflenet.training import program, step
+from flax_shufflenet.training import batches, program, step
 from flax_shufflenet.training.averaging import Averages
 from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
 from flax_shufflenet.training.freezing import Trained
 from flax_shufflenet.training.optimizer import make_optimizer
-from flax_shufflenet.training.random_streams import Stream, step_key
+from flax_shufflenet.training.random_streams import Stream
 
 _CIFAR_IMAGES = 50_000
 
@@ -30,52 +29,44 @@ _CIFAR_IMAGES = 50_000
 def alternating_flip() -> None:
     """Every image is mirrored in every other epoch, one half of them in the first (Jordan,
     https://arxiv.org/abs/2404.00498)."""
-    patch.object(Batches, "pick", partialmethod(_pick, alternating=True)).start()
+    pick = Batches.pick
+
+    def pick_alternating(
+        self: Batches,
+        number: Int32[Array, ""],
+        images: UInt8[Array, "train ..."],
+        labels: Int32[Array, " train"],
+        order: Int32[Array, " train"],
+    ) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
+        batch, batch_labels = pick(self._replace(flip=False), number, images, labels, order)
+        epoch, place = jnp.divmod(number, self.train_images // self.batch_size)
+        indices = jax.lax.dynamic_slice(order, (place * self.batch_size,), (self.batch_size,))
+        mirrored = alternately_mirrored(self, indices, epoch)[:, None, None, None]
+        return jnp.where(mirrored, batch[:, :, ::-1], batch), batch_labels
+
+    patch.object(Batches, "pick", pick_alternating).start()
+
+
+def alternately_mirrored(run: Batches, indices: Int32[Array, " n"], epoch: int | Int32[Array, ""]) -> Bool[Array, " n"]:
+    """Which images are, of those with these indices, in epoch ``epoch``, counted from 0."""
+    key = jax.random.fold_in(jax.random.key(run.seed), len(Stream))
+    return jax.random.bernoulli(key, shape=(run.train_images,))[indices] ^ (epoch % 2 == 1)
 
 
 def reflection() -> None:
     """Shifts of up to 2 pixels with the edge's mirror image beyond it, instead of up to 4 and black."""
-    patch.object(Batches, "pick", partialmethod(_pick, padding=2, beyond="reflect")).start()
+    patch.object(batches, "augment", _augment_reflected).start()
 
 
-def _pick(
-    batches: Batches,
-    number: Int32[Array, ""],
-    images: UInt8[Array, "train ..."],
-    labels: Int32[Array, " train"],
-    order: Int32[Array, " train"],
-    *,
-    padding: int = 4,
-    beyond: Literal["constant", "reflect"] = "constant",
-    alternating: bool = False,
-) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
-    """``Batches.pick``, of step ``number``."""
-    epoch, start = jnp.divmod(number, batches.train_images // batches.batch_size)
-    indices = jax.lax.dynamic_slice(order, (start * batches.batch_size,), (batches.batch_size,))
-    shift_key, flip_key = jax.random.split(step_key(batches.seed, Stream.AUGMENTATION, number))
-    shifts = jax.random.randint(shift_key, (2, batches.batch_size), 0, 2 * padding + 1)
-    if alternating:
-        mirrored = alternately_mirrored(batches, indices, epoch)
-    else:
-        mirrored = jax.random.bernoulli(flip_key, shape=(batches.batch_size,))
-    chosen = images[indices].reshape(-1, *batches.image_shape)
-    padded = jnp.pad(chosen, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=beyond)
-    height, width, _ = batches.image_shape
-
-    def crop(image: UInt8[Array, "h w 3"], row: Int[Array, ""], column: Int[Array, ""], flip: Bool[Array, ""]) -> Array:
-        cropped = jax.lax.dynamic_slice(image, (row, column, 0), (height, width, 3))
-        return jnp.where(flip, cropped[:, ::-1], cropped)
-
-    cropped = jax.vmap(crop)(padded, shifts[0], shifts[1], mirrored)
-    return normalise(cropped, batches.mean, batches.std, bgr=batches.bgr), labels[indices]
-
-
-def alternately_mirrored(
-    batches: Batches, indices: Int32[Array, " n"], epoch: int | Int32[Array, ""]
-) -> Bool[Array, " n"]:
-    """Which images are, of those with these indices, in epoch ``epoch``, counted from 0."""
-    key = jax.random.fold_in(jax.random.key(batches.seed), len(Stream))
-    return jax.random.bernoulli(key, shape=(batches.train_images,))[indices] ^ (epoch % 2 == 1)
+def _augment_reflected(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool) -> UInt8[Array, "n h w 3"]:
+    n, height, width, _ = images.shape
+    shift_key, flip_key = jax.random.split(key)
+    shifts = jax.random.randint(shift_key, (2, n), 0, 2 * 2 + 1)
+    padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    cut = partial(jax.lax.dynamic_slice, slice_sizes=(height, width, 3))
+    cropped = jax.vmap(lambda image, row, column: cut(image, (row, column, 0)))(padded, *shifts)
+    mirrored = jax.random.bernoulli(flip_key, shape=(n, 1, 1, 1)) & flip
+    return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
 
 
 def linear_decay() -> None:
