@@ -4,18 +4,17 @@ On one device, and on images that fit its memory. A part is exchanged for the re
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from flax_shufflenet import model
 from flax_shufflenet.functional import Functional
-from flax_shufflenet.training import batches, program, step
+from flax_shufflenet.training import program, step
 from flax_shufflenet.training.averaging import Averages
 from flax_shufflenet.training.batches import Batches
 from flax_shufflenet.training.config import Config
@@ -51,22 +50,6 @@ def alternately_mirrored(run: Batches, indices: Int32[Array, " n"], epoch: int |
     """Which images are, of those with these indices, in epoch ``epoch``, counted from 0."""
     key = jax.random.fold_in(jax.random.key(run.seed), len(Stream))
     return jax.random.bernoulli(key, shape=(run.train_images,))[indices] ^ (epoch % 2 == 1)
-
-
-def reflection() -> None:
-    """Shifts of up to 2 pixels with the edge's mirror image beyond it, instead of up to 4 and black."""
-    patch.object(batches, "augment", _augment_reflected).start()
-
-
-def _augment_reflected(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool) -> UInt8[Array, "n h w 3"]:
-    n, height, width, _ = images.shape
-    shift_key, flip_key = jax.random.split(key)
-    shifts = jax.random.randint(shift_key, (2, n), 0, 2 * 2 + 1)
-    padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
-    cut = partial(jax.lax.dynamic_slice, slice_sizes=(height, width, 3))
-    cropped = jax.vmap(lambda image, row, column: cut(image, (row, column, 0)))(padded, *shifts)
-    mirrored = jax.random.bernoulli(flip_key, shape=(n, 1, 1, 1)) & flip
-    return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
 
 
 def linear_decay() -> None:

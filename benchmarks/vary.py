@@ -14,7 +14,6 @@ from flax_shufflenet.system import allocator
 
 PARTS = (
     "alternating_flip",
-    "reflection",
     "linear_decay",
     "lookahead",
     "frozen_stem",

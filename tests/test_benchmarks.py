@@ -236,4 +236,4 @@ def test_every_part_that_can_be_exchanged_is_there_and_no_other_is_taken(capsys,
     assert all(callable(getattr(variations, name)) for name in vary.PARTS)
     monkeypatch.setattr(sys, "argv", ["vary", "dropout"])
     assert vary.main() == 2
-    assert "must be one of alternating_flip, reflection, " in capsys.readouterr().err
+    assert "must be one of alternating_flip, linear_decay, " in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Random crops, flips and erasing as pure functions of images and a key."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,32 +9,39 @@ from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
 
 from flax_shufflenet.training import devices
 
-PADDING = 4  # pixels on each side, as in torchvision's RandomCrop(32, padding=4)
-
 # torchvision's RandomErasing: share of the image's area, height over width, and how often it tries.
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 _ERASING_ATTEMPTS = 10
 
 
-def augment(key: Key[Array, ""], images: UInt8[Array, "n h w 3"], *, flip: bool) -> UInt8[Array, "n h w 3"]:
-    """Shifts each image by up to ``PADDING`` pixels either way, black beyond its edge, and mirrors half of them.
+def augment(
+    key: Key[Array, ""],
+    images: UInt8[Array, "n h w 3"],
+    *,
+    flip: bool,
+    padding: int,
+    padding_mode: Literal["constant", "reflect"],
+) -> UInt8[Array, "n h w 3"]:
+    """torchvision's ``RandomCrop((h, w), padding, padding_mode=padding_mode)``, then ``RandomHorizontalFlip``.
 
-    Every image has its own shift and flip. ``flip=False`` leaves out the mirroring. In a function that ``devices.jit``
-    maps, ``images`` are a device's part of a batch, and what happens to an image is what would on one device.
+    So each image is shifted by up to ``padding`` pixels either way; beyond its edge it is black ("constant") or its
+    own mirror image, with the edge once ("reflect", for a ``padding`` below h and w). Every image has its own shift
+    and flip. ``flip=False`` leaves out the mirroring. In a function that ``devices.jit`` maps, ``images`` are a
+    device's part of a batch, and what happens to an image is what would on one device.
     """
     n, height, width, _ = images.shape
-    rows, columns = devices.own_part(_crops(key, devices.whole_count(n), height, width, flip=flip))
-    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    rows, columns = devices.own_part(_crops(key, devices.whole_count(n), height, width, flip=flip, padding=padding))
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=padding_mode)
     return jax.vmap(lambda image, rows, columns: image[rows[:, None], columns])(padded, rows, columns)
 
 
 def _crops(
-    key: Key[Array, ""], n: int, height: int, width: int, *, flip: bool
+    key: Key[Array, ""], n: int, height: int, width: int, *, flip: bool, padding: int
 ) -> tuple[Int[Array, "n h"], Int[Array, "n w"]]:
     """The rows and columns of n padded images that are kept."""
     shift_key, flip_key = jax.random.split(key)
-    shifts = jax.random.randint(shift_key, (2, n), 0, 2 * PADDING + 1)
+    shifts = jax.random.randint(shift_key, (2, n), 0, 2 * padding + 1)
     rows = shifts[0][:, None] + jnp.arange(height)
     columns = shifts[1][:, None] + jnp.arange(width)
     if flip:

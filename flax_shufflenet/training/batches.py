@@ -3,7 +3,7 @@
 Which images a step sees, and how they are augmented, follows from the seed and the step's number alone.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +33,8 @@ class Batches(NamedTuple):
     image_shape: tuple[int, int, int]
     cropped: bool
     flip: bool
+    crop_padding: int
+    crop_padding_mode: Literal["constant", "reflect"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool
@@ -48,6 +50,8 @@ class Batches(NamedTuple):
             image_shape=dataset.image_shape,
             cropped=dataset.short_side is not None,
             flip=dataset.flip,
+            crop_padding=config.crop_padding,
+            crop_padding_mode=config.crop_padding_mode,
             mean=dataset.mean,
             std=dataset.std,
             bgr=dataset.bgr,
@@ -75,7 +79,13 @@ class Batches(NamedTuple):
     ) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
         """The same, where ``images`` and ``labels`` are those of the step's batch."""
         if not self.cropped:
-            images = augment(step_key(self.seed, Stream.AUGMENTATION, step), images, flip=self.flip)
+            images = augment(
+                step_key(self.seed, Stream.AUGMENTATION, step),
+                images,
+                flip=self.flip,
+                padding=self.crop_padding,
+                padding_mode=self.crop_padding_mode,
+            )
         batch = normalise(images, self.mean, self.std, bgr=self.bgr)
         if self.random_erasing:
             batch = erase(step_key(self.seed, Stream.ERASING, step), batch, probability=self.random_erasing)

@@ -68,6 +68,13 @@ class TrainingOptions:
     no_flip: bool = False
     """Do not mirror half of the training images. Digits are never mirrored."""
 
+    crop_padding: int = 4
+    """Pixels that are added to each side of a training image, of which a crop of its own size is then taken at random.
+    Random resized crops, those of large images, have none."""
+
+    crop_padding_mode: Literal["constant", "reflect"] = "constant"
+    """What is added, in the words of torchvision's RandomCrop: black, or the image mirrored at its edge."""
+
     epochs: int = 200
     """Passes over the training images."""
 
@@ -246,6 +253,8 @@ class Config(TaskOptions, TrainingOptions, RunOptions, ProcessOptions):
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.crop_padding < 0:
+            raise OptionError(f"--crop_padding must be at least 0, not {self.crop_padding}")
         for name in ("learning_rate", "weight_decay", "muon_learning_rate", "muon_weight_decay"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):

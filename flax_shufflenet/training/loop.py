@@ -178,6 +178,9 @@ def _prepare(config: Config, mesh: Mesh | None) -> tuple[AnyDataset, ShuffleNetV
             f"--warmup_epochs must leave one of the run's {steps} steps for the cosine at least, and "
             f"{config.warmup_epochs:g} epochs take all: choose fewer, or a smaller --batch_size"
         )
+    side = min(dataset.image_shape[:2])
+    if dataset.short_side is None and config.crop_padding >= side:
+        raise OptionError(f"--crop_padding must be below {side}, the images' side, not {config.crop_padding}")
     model, net = initial_model(config, dataset, saved)
     return dataset, model, StartLines(why, net, saved.assumed if saved else "")
 

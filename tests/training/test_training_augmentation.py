@@ -1,5 +1,7 @@
 """Crops, flips, erasing and normalisation against a plain NumPy reference."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import augmentation
-from flax_shufflenet.training.augmentation import PADDING
 
 # As a step has them: one by one, their operations would each be compiled.
-augment = jax.jit(augmentation.augment, static_argnames="flip")
+augment = jax.jit(augmentation.augment, static_argnames=("flip", "padding", "padding_mode"))
+BLACK = {"flip": True, "padding": 4, "padding_mode": "constant"}
 erase = jax.jit(augmentation.erase, static_argnames="probability")
 
 
@@ -19,14 +21,13 @@ def images(count, height=32, width=32):
     return np.random.default_rng(0).integers(1, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def candidates(image, flip):
-    """Every result that torchvision's RandomCrop(padding=4), then RandomHorizontalFlip, can give: {bytes: choice}."""
+def candidates(image, flip, padding=4, padding_mode: Literal["constant", "reflect"] = "constant"):
+    """Every result that torchvision's RandomCrop, then RandomHorizontalFlip, can give: {bytes: choice}."""
     height, width, _ = image.shape
-    padded = np.zeros((height + 8, width + 8, 3), np.uint8)
-    padded[4 : 4 + height, 4 : 4 + width] = image
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), padding_mode)
     results = {}
-    for top in range(9):
-        for left in range(9):
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
             crop = padded[top : top + height, left : left + width]
             results[crop.tobytes()] = (top, left, False)
             if flip:
@@ -34,25 +35,30 @@ def candidates(image, flip):
     return results
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_every_image_is_one_of_the_references_and_every_choice_occurs(flip):
+@pytest.mark.parametrize(
+    ("flip", "padding", "padding_mode"),
+    [(True, 4, "constant"), (False, 4, "constant"), (True, 2, "reflect"), (False, 0, "reflect")],
+)
+def test_every_image_is_one_of_the_references_and_every_choice_occurs(flip, padding, padding_mode):
     image = images(1, 9, 11)
-    count = 4000
-    augmented = np.asarray(augment(jax.random.key(0), jnp.repeat(image, count, axis=0), flip=flip))
+    count, shifts = 4000, 2 * padding + 1
+    repeated = jnp.repeat(image, count, axis=0)
+    augmented = np.asarray(augment(jax.random.key(0), repeated, flip=flip, padding=padding, padding_mode=padding_mode))
     assert augmented.dtype == np.uint8
-    reference = candidates(image[0], flip)
+    reference = candidates(image[0], flip, padding, padding_mode)
     choices = np.array([reference[result.tobytes()] for result in augmented])  # a KeyError is a wrong image
     for axis in (0, 1):
-        frequencies = np.bincount(choices[:, axis], minlength=9) / count
-        np.testing.assert_allclose(frequencies, 1 / 9, atol=0.025)  # 5 standard deviations
+        frequencies = np.bincount(choices[:, axis], minlength=shifts) / count
+        deviation = np.sqrt((1 - 1 / shifts) / shifts / count)
+        np.testing.assert_allclose(frequencies, 1 / shifts, atol=5 * deviation)
     np.testing.assert_allclose(choices[:, 2].mean(), 0.5 if flip else 0, atol=0.04)
     # Rows, columns and flips are drawn independently.
-    assert len(np.unique(choices, axis=0)) == (162 if flip else 81)
+    assert len(np.unique(choices, axis=0)) == shifts**2 * (2 if flip else 1)
 
 
 def test_images_of_a_batch_are_augmented_separately_and_stay_in_order():
     batch = images(200)
-    augmented = np.asarray(augment(jax.random.key(1), jnp.asarray(batch), flip=True))
+    augmented = np.asarray(augment(jax.random.key(1), jnp.asarray(batch), **BLACK))
     pairs = zip(batch[:64], augmented[:64], strict=True)
     choices = [candidates(image, flip=True)[result.tobytes()] for image, result in pairs]
     assert len(set(choices)) > 30
@@ -60,17 +66,17 @@ def test_images_of_a_batch_are_augmented_separately_and_stay_in_order():
 
 def test_the_key_decides():
     batch = jnp.asarray(images(200))
-    first, again, other = (np.asarray(augment(jax.random.key(seed), batch, flip=True)) for seed in (3, 3, 4))
+    first, again, other = (np.asarray(augment(jax.random.key(seed), batch, **BLACK)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_padding_is_black_before_normalisation():
     white = jnp.full((200, 32, 32, 3), 255, jnp.uint8)
-    augmented = np.asarray(augment(jax.random.key(0), white, flip=True))
+    augmented = np.asarray(augment(jax.random.key(0), white, **BLACK))
     assert set(np.unique(augmented)) == {0, 255}
     border = np.ones((32, 32), bool)
-    border[PADDING:-PADDING, PADDING:-PADDING] = False
+    border[4:-4, 4:-4] = False
     assert (augmented[:, ~border] == 255).all()
 
 

@@ -107,6 +107,7 @@ def test_what_a_run_left_that_was_killed_is_gone_on_with_or_begun_again(tmp_path
         {"warmup_epochs": 3.0, "epochs": 3},
         {"label_smoothing": 1.0},
         {"ema": 1.0},
+        {"crop_padding": -1},
         {"random_erasing": 1.5},
         {"random_erasing": float("nan")},
     ],
@@ -166,6 +167,13 @@ def test_a_warm_up_that_leaves_no_step_is_refused_before_any_work_is_done(small_
     with pytest.raises(OptionError, match=said):
         train(Config(dataset="digits", epochs=2, batch_size=16, warmup_epochs=1.5, out=tmp_path / "out", force=True))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["best.safetensors"]
+
+
+def test_padding_as_wide_as_the_image_is_refused_before_any_work_is_done(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
+    with pytest.raises(OptionError, match=r"^--crop_padding must be below 8, the images' side, not 8$"):
+        train(Config(dataset="digits", batch_size=16, crop_padding=8, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_mirrored_tests_are_for_nets_that_learn_from_mirrored_images():

@@ -99,7 +99,7 @@ def test_steps_follow_pytorchs_sgd_written_by_hand(runner):
 
     @jax.jit
     def prepared(key, images):
-        return normalise(augment(key, images, flip=True), dataset.mean, dataset.std)
+        return normalise(augment(key, images, flip=True, padding=4, padding_mode="constant"), dataset.mean, dataset.std)
 
     for number in range(steps):
         indices = np.asarray(epoch_order(4, number // 2, 21))[number % 2 * 8 :][:8]
