@@ -63,7 +63,8 @@ def _are_kernels(parameters: _Own) -> list[bool | optax.MaskedNode]:
 
 
 def _optimizers(parameters: list[Array]) -> list[str]:
-    """Depthwise kernels are no matrices; the stem's and the classifier's are not what Muon is for, by its authors."""
+    """Depthwise kernels are no matrices, nor is a stem's of 3x3; the classifier's is not what Muon is for, by its
+    authors."""
     return ["muon" if _is_pointwise(parameter) else "sgd" for parameter in parameters]
 
 
