@@ -12,7 +12,7 @@ from flax_shufflenet.images.pixel_net import PixelNet, with_mirror_images
 from flax_shufflenet.inference import batch_options
 
 SHIFTS = (2, 4)
-"""Pixels. Beyond an image's edge it is black, as in the random shifts that the training images get."""
+"""Pixels. Beyond an image's edge it is black, as in the published recipe's random shifts of training images."""
 
 SMALLEST_SHIFTED = 16  # pixels; of smaller images a shift loses more than the quarter that these lose
 
