@@ -38,9 +38,8 @@ def alternating_flip() -> None:
         order: Int32[Array, " train"],
     ) -> tuple[Float32[Array, "n h w 3"], Int32[Array, " n"]]:
         batch, batch_labels = pick(self._replace(flip=False), number, images, labels, order)
-        epoch, place = jnp.divmod(number, self.train_images // self.batch_size)
-        indices = jax.lax.dynamic_slice(order, (place * self.batch_size,), (self.batch_size,))
-        mirrored = alternately_mirrored(self, indices, epoch)[:, None, None, None]
+        epoch = number // (self.train_images // self.batch_size)
+        mirrored = alternately_mirrored(self, self.indices(number, order), epoch)[:, None, None, None]
         return jnp.where(mirrored, batch[:, :, ::-1], batch), batch_labels
 
     patch.object(Batches, "pick", pick_alternating).start()

@@ -48,7 +48,7 @@ def whole(*folders: Path) -> list[str]:
         "epochs",
         "last test accuracy (95 % interval)",
         "best (epoch)",
-        f"epochs to {_GOAL:.0%}".replace("%", " %"),
+        f"epochs to {percent(_GOAL, 0)}",
         "an epoch",
         "log",
     ]
@@ -135,7 +135,7 @@ def time_to_accuracy(*folders: Path) -> list[str]:
             for mean, reference in zip(means[framework], first, strict=True)
         )
         rows.append([framework, str(len(own)), f"{epoch:.1f} s", *cells])
-    heading = ["", "seeds", "an epoch, median", *(f"to {level:.0%}".replace("%", " %") for level in _LEVELS)]
+    heading = ["", "seeds", "an epoch, median", *(f"to {percent(level, 0)}" for level in _LEVELS)]
     return [*markdown.table(heading, rows), "", _ran_on(runs)]
 
 

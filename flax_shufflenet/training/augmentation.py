@@ -1,13 +1,13 @@
 """Random crops, flips and erasing as pure functions of images and a key."""
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
 
 from flax_shufflenet.training import devices
+from flax_shufflenet.training.config import PaddingMode
 
 # torchvision's RandomErasing: share of the image's area, height over width, and how often it tries.
 ERASED_AREA = (0.02, 0.33)
@@ -21,7 +21,7 @@ def augment(
     *,
     flip: bool,
     padding: int,
-    padding_mode: Literal["constant", "reflect"],
+    padding_mode: PaddingMode,
 ) -> UInt8[Array, "n h w 3"]:
     """torchvision's ``RandomCrop((h, w), padding, padding_mode=padding_mode)``, then ``RandomHorizontalFlip``.
 

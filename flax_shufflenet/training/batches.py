@@ -3,7 +3,7 @@
 Which images a step sees, and how they are augmented, follows from the seed and the step's number alone.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from flax_shufflenet.datasets.streamed import AnyDataset
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import devices
 from flax_shufflenet.training.augmentation import augment, erase
-from flax_shufflenet.training.config import Config
+from flax_shufflenet.training.config import Config, PaddingMode
 from flax_shufflenet.training.random_streams import Stream, step_key
 
 
@@ -34,7 +34,7 @@ class Batches(NamedTuple):
     cropped: bool
     flip: bool
     crop_padding: int
-    crop_padding_mode: Literal["constant", "reflect"]
+    crop_padding_mode: PaddingMode
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool
@@ -70,9 +70,13 @@ class Batches(NamedTuple):
         ``images`` and ``labels`` are the whole training set, ``order`` is the ``epoch_order`` of the step's epoch. An
         image is [h, w, 3], or all of it in one axis.
         """
-        start = step % (self.train_images // self.batch_size) * self.batch_size
-        indices = devices.own_part(jax.lax.dynamic_slice(order, (start,), (self.batch_size,)))
+        indices = self.indices(step, order)
         return self.prepare(step, images[indices].reshape(-1, *self.image_shape), labels[indices])
+
+    def indices(self, step: int | Int32[Array, ""], order: Int32[Array, " train"]) -> Int32[Array, " n"]:
+        """Of the images of step ``step``, as ``pick`` takes them."""
+        start = step % (self.train_images // self.batch_size) * self.batch_size
+        return devices.own_part(jax.lax.dynamic_slice(order, (start,), (self.batch_size,)))
 
     def prepare(
         self, step: int | Int32[Array, ""], images: UInt8[Array, "n h w 3"], labels: Int32[Array, " n"]

@@ -16,6 +16,8 @@ from flax_shufflenet.errors import OptionError
 
 AUTO = "auto"
 
+PaddingMode = Literal["constant", "reflect"]
+
 DEFAULT_FAMILY = "seed"
 # The others are backbones of detectors, which have no classes.
 FAMILIES_TO_TRAIN = tuple(family for family in FAMILIES if preset(family).num_classes)
@@ -72,7 +74,7 @@ class TrainingOptions:
     """Pixels that are added to each side of a training image, of which a crop of its own size is then taken at random.
     Random resized crops, those of large images, have none."""
 
-    crop_padding_mode: Literal["constant", "reflect"] = "constant"
+    crop_padding_mode: PaddingMode = "constant"
     """What is added, in the words of torchvision's RandomCrop: black, or the image mirrored at its edge."""
 
     epochs: int = 200

@@ -1,7 +1,5 @@
 """Crops, flips, erasing and normalisation against a plain NumPy reference."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 
 from flax_shufflenet.images.normalisation import normalise
 from flax_shufflenet.training import augmentation
+from flax_shufflenet.training.config import PaddingMode
 
 # As a step has them: one by one, their operations would each be compiled.
 augment = jax.jit(augmentation.augment, static_argnames=("flip", "padding", "padding_mode"))
@@ -21,7 +20,7 @@ def images(count, height=32, width=32):
     return np.random.default_rng(0).integers(1, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def candidates(image, flip, padding=4, padding_mode: Literal["constant", "reflect"] = "constant"):
+def candidates(image, flip, padding=4, padding_mode: PaddingMode = "constant"):
     """Every result that torchvision's RandomCrop, then RandomHorizontalFlip, can give: {bytes: choice}."""
     height, width, _ = image.shape
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), padding_mode)
