@@ -3,7 +3,9 @@ reads."""
 
 import dataclasses
 import io
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from flax_shufflenet.training.evaluation import Evaluation
     from flax_shufflenet.training.step import StepMetrics
 
+_STATE_FILE = "epoch_{}.state"  # by the number of epochs done
+INTERRUPTED = "interrupted: the same command goes on after the last whole epoch"
 _SHARED = (
     "net_size",
     "dataset",
@@ -73,15 +77,19 @@ class Training(NamedTuple):
     evaluate: "Callable[[], Evaluation]"
     save: Callable[[IO[bytes]], None]
     """Writes the net's file."""
+    save_state: Callable[[IO[bytes]], None]
+    """Writes all that a step changes, from which ``load_state`` goes on."""
+    load_state: Callable[[IO[bytes]], None]
 
 
 def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]") -> int:
     """Trains as train.py would, and writes metrics.jsonl and ``net_file`` to the run's folder; returns 0.
 
-    ``prepare`` makes the net for the images, and prints what it is.
+    ``prepare`` makes the net for the images, and prints what it is. A run that was interrupted is gone on with after
+    its last whole epoch.
 
     Raises:
-        TrainingError: no data, or a net already there.
+        TrainingError: no data, or a net or the unfinished run of other options already there.
         FloatingPointError: a loss is not finite.
         OSError: the results cannot be written.
     """
@@ -91,7 +99,6 @@ def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]
     from flax_shufflenet.runs.metrics import MetricsWriter
     from flax_shufflenet.runs.run import METRICS_FILE
     from flax_shufflenet.system import user_cache
-    from flax_shufflenet.system.files import write_whole
     from flax_shufflenet.training.description import epoch_line
     from flax_shufflenet.training.recipe import describe
     from flax_shufflenet.training.totals import EpochTotals
@@ -108,8 +115,11 @@ def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]
 
     out.mkdir(parents=True, exist_ok=True)
     net.unlink(missing_ok=True)
-    with MetricsWriter(out / METRICS_FILE, [training.said]) as metrics:
-        for epoch in range(1, config.epochs + 1):
+    if config.force:
+        _remove_states(out)
+    done, records = _go_on(out, training)
+    with MetricsWriter(out / METRICS_FILE, [training.said, *records]) as metrics:
+        for epoch in range(done + 1, config.epochs + 1):
             totals = EpochTotals(config.batch_size, epoch, config.epochs)
             last = epoch * training.steps_per_epoch
             for number in range(last - training.steps_per_epoch + 1, last + 1):
@@ -117,8 +127,60 @@ def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]
             record, _ = totals.finish(last, training.learning_rate(last), training.evaluate)
             metrics.write(record)
             print(epoch_line(record, config.epochs), flush=True)
-    buffer = io.BytesIO()
-    training.save(buffer)
-    write_whole(net, buffer.getvalue())
+            _write(out / _STATE_FILE.format(epoch), training.save_state)
+            _remove_states(out, up_to=epoch - 1)
+    _write(net, training.save)
+    _remove_states(out)
     print(f"saved   {net}")
     return 0
+
+
+def _states(out: Path) -> dict[int, Path]:
+    """Each state in a run's folder, by the number of epochs done."""
+    return {int(path.stem.removeprefix("epoch_")): path for path in out.glob(_STATE_FILE.format("*"))}
+
+
+def _remove_states(out: Path, up_to: float = math.inf) -> None:
+    for epoch, path in _states(out).items():
+        if epoch <= up_to:
+            path.unlink()
+
+
+def _go_on(out: Path, training: Training) -> tuple[int, list[dict[str, Any]]]:
+    """Loads the newest state in ``out``; returns how many epochs are done, and their records.
+
+    Raises:
+        TrainingError: it is that of a run of other options.
+    """
+    from flax_shufflenet.runs.run import read_run
+
+    states = _states(out)
+    if not states:
+        return 0, []
+    run, done = read_run(out), max(states)
+    if _deciding(run.options) != _deciding(training.said["config"]):
+        raise TrainingError(
+            f"the unfinished run in {out} was started with other options: choose another --out, or start anew with "
+            "--force"
+        )
+    with states[done].open("rb") as file:
+        training.load_state(file)
+    print(f"resume  {states[done]}", flush=True)
+    return done, run.epochs[:done]
+
+
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that have a say in the result, as JSON has them."""
+    from flax_shufflenet.training.identity import FREE_OPTIONS
+
+    deciding = {name: value for name, value in options.items() if name not in FREE_OPTIONS}
+    return json.loads(json.dumps(deciding, default=str))
+
+
+def _write(path: Path, save: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file whole or not at all."""
+    from flax_shufflenet.system.files import write_whole
+
+    buffer = io.BytesIO()
+    save(buffer)
+    write_whole(path, buffer.getvalue())

@@ -1,8 +1,8 @@
 """JAX against PyTorch over several seeds: ``python -m benchmarks.seeds --data_dir DIR --out runs/seeds``.
 
 Trains the same net by the same recipe in each framework, one run after the other, each in a process of its own, and
-prints the table of the runs, then means, spreads and differences. Runs that are finished in OUT are not repeated: an
-interrupted command, given again, goes on.
+prints the table of the runs, then means, spreads and differences. An interrupted command, given again, goes on: runs
+that are finished in OUT are not repeated, and an unfinished one is resumed.
 """
 
 import argparse

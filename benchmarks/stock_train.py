@@ -7,7 +7,7 @@ evaluation: the layers are all that differs. What it writes is what train.py wri
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from benchmarks import same_training
 from flax_shufflenet.commands.command_line import run
@@ -41,6 +41,7 @@ def train(options: Options) -> int:
 
 def _prepare(config: Config, dataset: "Dataset") -> same_training.Training:
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from benchmarks.stock_flax import with_weights_of
@@ -77,6 +78,15 @@ def _prepare(config: Config, dataset: "Dataset") -> same_training.Training:
         state, metrics = train_step(state, *feed.arguments(order))
         return metrics
 
+    def save_state(file: IO[bytes]) -> None:
+        np.savez(file, *jax.tree.leaves(state))
+
+    def load_state(file: IO[bytes]) -> None:
+        nonlocal state
+        with np.load(file) as arrays:
+            leaves = [jnp.array(arrays[f"arr_{number}"]) for number in range(len(arrays.files))]
+        state = jax.tree.unflatten(jax.tree.structure(state), leaves)
+
     return same_training.Training(
         describe_run(config, dataset) | {"framework": "stock Flax"},
         steps_per_epoch,
@@ -84,8 +94,10 @@ def _prepare(config: Config, dataset: "Dataset") -> same_training.Training:
         step=step,
         evaluate=lambda: evaluate(state.parameters, state.statistics),
         save=lambda file: np.savez(file, *state.parameters, *state.statistics),
+        save_state=save_state,
+        load_state=load_state,
     )
 
 
 if __name__ == "__main__":
-    sys.exit(run("python -m benchmarks.stock_train", Options, train, interrupted="interrupted, no net was saved"))
+    sys.exit(run("python -m benchmarks.stock_train", Options, train, interrupted=same_training.INTERRUPTED))

@@ -67,6 +67,8 @@ def _prepare(options: Options, config: Config, dataset: "Dataset") -> same_train
         step=lambda number: trainer.step(number - 1, *batches[number - 1]),
         evaluate=lambda: evaluate_logits(trainer.predict(dataset), dataset.test_labels),
         save=lambda file: torch.save(trainer.net.state_dict(), file),
+        save_state=trainer.save_state,
+        load_state=trainer.load_state,
     )
 
 
@@ -87,4 +89,4 @@ def initial_net(config: Config, dataset: "Dataset", *, same_weights: bool) -> "t
 
 
 if __name__ == "__main__":
-    sys.exit(run("python -m benchmarks.torch_train", Options, train, interrupted="interrupted, no net was saved"))
+    sys.exit(run("python -m benchmarks.torch_train", Options, train, interrupted=same_training.INTERRUPTED))

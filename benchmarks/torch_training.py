@@ -5,6 +5,7 @@ frameworks train on the same numbers.
 """
 
 import os
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,15 @@ class Trainer:
                 for images in np.split(dataset.test_images, range(_TEST_BATCH, len(dataset.test_images), _TEST_BATCH))
             ]
         return torch.cat(logits).numpy()
+
+    def save_state(self, file: IO[bytes]) -> None:
+        torch.save({"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}, file)
+
+    def load_state(self, file: IO[bytes]) -> None:
+        """What ``save_state`` wrote."""
+        state = torch.load(file, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self._optimizer.load_state_dict(state["optimizer"])
 
     def _to_torch(self, images: Float32[Array, "n h w 3"]) -> torch.Tensor:
         # NHWC in memory, under NCHW's names, is what PyTorch calls channels_last.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import flax_shufflenet as fs
-from benchmarks import seeds, stock_train
+from benchmarks import seeds, stock_train, torch_train
 from benchmarks.same_losses import losses
 from benchmarks.tables import runs
 from flax_shufflenet.commands import compare
@@ -22,7 +22,7 @@ from flax_shufflenet.datasets import data
 from flax_shufflenet.errors import TrainingError
 from flax_shufflenet.runs.run import read_run
 from flax_shufflenet.system import allocator
-from flax_shufflenet.training import loop, start
+from flax_shufflenet.training import loop, start, totals
 from flax_shufflenet.training.config import Config
 from tests.net_tools import new_net
 
@@ -103,6 +103,41 @@ def test_stock_layers_train_alike(tmp_path, small_dataset, float64, monkeypatch,
     with pytest.raises(FloatingPointError):
         stock_train.train(stock_train.Options(out=tmp_path / "stock", force=True, **options | {"learning_rate": 1e300}))
     assert not (tmp_path / "stock" / "net.npz").exists()
+
+
+@pytest.mark.parametrize("program", [torch_train, stock_train])
+def test_an_interrupted_run_is_gone_on_with_bit_for_bit(program, tmp_path, small_dataset, monkeypatch, capsys):
+    architecture = dataclasses.replace(fs.seed(0.5, 3), stage_widths=(4, 8, 8), stage_blocks=(1, 1, 1))
+    monkeypatch.setattr(data, "load", lambda *_, **__: small_dataset)
+    monkeypatch.setattr(start, "initial_model", lambda *_: (new_net(architecture), "tiny"))
+    monkeypatch.setattr(allocator, "restart_with_fast_malloc", lambda: None)  # this process has to go on
+    options: dict[str, Any] = {"net_size": 0.5, "dataset": "digits", "epochs": 3, "batch_size": 8}
+    assert program.train(program.Options(out=tmp_path / "whole", **options)) == 0
+
+    add = totals.EpochTotals.add
+
+    def interrupt(self, number, metrics):
+        if number == 6:  # the last of the third epoch
+            raise KeyboardInterrupt
+        add(self, number, metrics)
+
+    monkeypatch.setattr(totals.EpochTotals, "add", interrupt)
+    stopped = program.Options(out=tmp_path / "stopped", **options)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(stopped)
+    monkeypatch.setattr(totals.EpochTotals, "add", add)
+    other = dataclasses.replace(stopped, seed=1)
+    with pytest.raises(TrainingError, match="was started with other options: choose another --out, or start anew"):
+        program.train(other)
+    capsys.readouterr()
+    assert program.train(stopped) == 0
+    assert f"resume  {tmp_path / 'stopped' / 'epoch_2.state'}" in capsys.readouterr().out
+    assert sorted(path.name for path in stopped.out.iterdir()) == ["metrics.jsonl", program.NET_FILE]
+    assert (stopped.out / program.NET_FILE).read_bytes() == (tmp_path / "whole" / program.NET_FILE).read_bytes()
+    whole, resumed = (read_run(tmp_path / name) for name in ("whole", "stopped"))
+    assert [record["step"] for record in resumed.epochs] == [2, 4, 6]
+    for key in ("train_loss", "test_loss", "test_accuracy"):
+        assert resumed.series(key) == whole.series(key)
 
 
 @pytest.mark.parametrize("command", ["torch_train", "stock_train"])
