@@ -2,10 +2,7 @@
 reads."""
 
 import dataclasses
-import io
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -99,6 +96,7 @@ def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]
     from flax_shufflenet.runs.metrics import MetricsWriter
     from flax_shufflenet.runs.run import METRICS_FILE
     from flax_shufflenet.system import user_cache
+    from flax_shufflenet.system.files import open_whole
     from flax_shufflenet.training.description import epoch_line
     from flax_shufflenet.training.recipe import describe
     from flax_shufflenet.training.totals import EpochTotals
@@ -127,9 +125,11 @@ def train(config: Config, net_file: str, prepare: "Callable[[Dataset], Training]
             record, _ = totals.finish(last, training.learning_rate(last), training.evaluate)
             metrics.write(record)
             print(epoch_line(record, config.epochs), flush=True)
-            _write(out / _STATE_FILE.format(epoch), training.save_state)
-            _remove_states(out, up_to=epoch - 1)
-    _write(net, training.save)
+            with open_whole(out / _STATE_FILE.format(epoch)) as file:
+                training.save_state(file)
+            (out / _STATE_FILE.format(epoch - 1)).unlink(missing_ok=True)
+    with open_whole(net) as file:
+        training.save(file)
     _remove_states(out)
     print(f"saved   {net}")
     return 0
@@ -140,10 +140,9 @@ def _states(out: Path) -> dict[int, Path]:
     return {int(path.stem.removeprefix("epoch_")): path for path in out.glob(_STATE_FILE.format("*"))}
 
 
-def _remove_states(out: Path, up_to: float = math.inf) -> None:
-    for epoch, path in _states(out).items():
-        if epoch <= up_to:
-            path.unlink()
+def _remove_states(out: Path) -> None:
+    for path in _states(out).values():
+        path.unlink()
 
 
 def _go_on(out: Path, training: Training) -> tuple[int, list[dict[str, Any]]]:
@@ -153,12 +152,13 @@ def _go_on(out: Path, training: Training) -> tuple[int, list[dict[str, Any]]]:
         TrainingError: it is that of a run of other options.
     """
     from flax_shufflenet.runs.run import read_run
+    from flax_shufflenet.training.identity import deciding_options
 
     states = _states(out)
     if not states:
         return 0, []
     run, done = read_run(out), max(states)
-    if _deciding(run.options) != _deciding(training.said["config"]):
+    if deciding_options(run.options) != deciding_options(training.said["config"]):
         raise TrainingError(
             f"the unfinished run in {out} was started with other options: choose another --out, or start anew with "
             "--force"
@@ -167,20 +167,3 @@ def _go_on(out: Path, training: Training) -> tuple[int, list[dict[str, Any]]]:
         training.load_state(file)
     print(f"resume  {states[done]}", flush=True)
     return done, run.epochs[:done]
-
-
-def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that have a say in the result, as JSON has them."""
-    from flax_shufflenet.training.identity import FREE_OPTIONS
-
-    deciding = {name: value for name, value in options.items() if name not in FREE_OPTIONS}
-    return json.loads(json.dumps(deciding, default=str))
-
-
-def _write(path: Path, save: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file whole or not at all."""
-    from flax_shufflenet.system.files import write_whole
-
-    buffer = io.BytesIO()
-    save(buffer)
-    write_whole(path, buffer.getvalue())

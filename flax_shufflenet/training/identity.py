@@ -22,7 +22,7 @@ FREE_OPTIONS = frozenset(
 def identity(config: Config, dataset: AnyDataset, architecture: Architecture) -> dict[str, Any]:
     """The options that have a say in the result, the net, how it takes its images, and the dataset's fingerprint, as
     JSON has them; the number of devices too, where each has batch statistics of its own."""
-    options = _options(config) | {"pipeline": dataset.pipeline}
+    options = deciding_options(vars(config)) | {"pipeline": dataset.pipeline}
     found: dict[str, Any] = {
         "options": options,
         "architecture": architecture.to_json(),
@@ -34,15 +34,15 @@ def identity(config: Config, dataset: AnyDataset, architecture: Architecture) ->
     return json.loads(json.dumps(found))
 
 
-def _options(config: Config) -> dict[str, Any]:
+def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that have a say in the result, as JSON has them."""
-    options = {name: value for name, value in vars(config).items() if name not in FREE_OPTIONS}
-    return json.loads(json.dumps(options, default=str))
+    deciding = {name: value for name, value in options.items() if name not in FREE_OPTIONS}
+    return json.loads(json.dumps(deciding, default=str))
 
 
 def has_same_options(config: Config, options: Mapping[str, Any]) -> bool:
     """Whether a run whose metrics say that it had these ``options`` was started as ``config`` says."""
-    return all(options.get(name, value) == value for name, value in _options(config).items())
+    return all(options.get(name, value) == value for name, value in deciding_options(vars(config)).items())
 
 
 def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
